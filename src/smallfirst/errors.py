@@ -1,0 +1,162 @@
+"""The error tree. Each error says what was given, what is allowed and what to change, and how a client should see it.
+
+    SmallfirstError
+    |- ConfigError                 smallfirst.toml or the command line is wrong
+    |- RequestError          400   the call is wrong
+    |  |- UnsupportedError   400   no configured model can answer such a call
+    |  |- TooLargeError      413   body, schema or nesting over a limit
+    |  |- SlowClientError    408   the body did not arrive in time
+    |- AuthenticationError   401
+    |- PermissionDenied      403
+    |- NotFoundError         404
+    |- LimitError            429   a limit or budget of the key; `retry_after` seconds
+    |- BackendError          502   a model did not answer
+    |  |- UpstreamError            it answered with an HTTP error: status and body are kept
+    |  |- BackendTimeout     504
+    |  |- BackendUnavailable 503   connection refused, dead engine process
+    |  |- BackendGarbage     502   an answer that cannot be read
+    |- NoAnswerError         502   every stage was tried and no valid answer came (abstain)
+    |- StoreError            503   the record could not be made durable
+    |- ModelFileError              weights missing, wrong checksum, disk full
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+
+class SmallfirstError(Exception):
+    """Base of all errors of ours.
+
+    `hint` tells what to change. `retryable`: the same call may succeed later. `status`, `code` and `type` are what a
+    client sees; `param` names the offending field of a request.
+    """
+
+    status: ClassVar[int] = 500
+    code: ClassVar[str] = "internal_error"
+    type: ClassVar[str] = "server_error"
+    retryable: ClassVar[bool] = False
+
+    def __init__(self, message: str, *, hint: str = "", param: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+        self.param = param
+
+    def __str__(self) -> str:
+        return f"{self.message} {self.hint}".strip()
+
+
+class ConfigError(SmallfirstError):
+    code = "config_error"
+
+
+class RequestError(SmallfirstError):
+    status = 400
+    code = "invalid_request"
+    type = "invalid_request_error"
+
+
+class UnsupportedError(RequestError):
+    code = "unsupported"
+
+
+class TooLargeError(RequestError):
+    status = 413
+    code = "too_large"
+
+
+class SlowClientError(RequestError):
+    status = 408
+    code = "request_timeout"
+    retryable = True
+
+
+class AuthenticationError(SmallfirstError):
+    status = 401
+    code = "invalid_api_key"
+    type = "authentication_error"
+
+
+class PermissionDenied(SmallfirstError):
+    status = 403
+    code = "permission_denied"
+    type = "permission_error"
+
+
+class NotFoundError(SmallfirstError):
+    status = 404
+    code = "not_found"
+    type = "invalid_request_error"
+
+
+class LimitError(SmallfirstError):
+    """A limit of the key is reached; `retry_after` is in seconds (None: waiting does not help)."""
+
+    status = 429
+    code = "rate_limit_exceeded"
+    type = "rate_limit_error"
+    retryable = True
+
+    def __init__(self, message: str, *, hint: str = "", retry_after: float | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.retry_after = retry_after
+
+
+class BackendError(SmallfirstError):
+    status = 502
+    code = "backend_error"
+    type = "api_error"
+    retryable = True
+
+
+class UpstreamError(BackendError):
+    """The upstream answered with an HTTP error; `upstream_status`, `body` and `retry_after` are as it sent them."""
+
+    code = "upstream_error"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        upstream_status: int,
+        body: Mapping[str, Any] | None = None,
+        retry_after: float | None = None,
+        hint: str = "",
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.upstream_status = upstream_status
+        self.body = body
+        self.retry_after = retry_after
+
+
+class BackendTimeout(BackendError):
+    status = 504
+    code = "timeout"
+
+
+class BackendUnavailable(BackendError):
+    status = 503
+    code = "unavailable"
+
+
+class BackendGarbage(BackendError):
+    code = "unreadable_answer"
+
+
+class NoAnswerError(SmallfirstError):
+    status = 502
+    code = "no_valid_answer"
+    type = "api_error"
+    retryable = True
+
+
+class StoreError(SmallfirstError):
+    status = 503
+    code = "store_unavailable"
+    retryable = True
+
+
+class ModelFileError(SmallfirstError):
+    code = "model_file"

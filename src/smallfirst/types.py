@@ -1,0 +1,376 @@
+"""The words of smallfirst: frozen domain values and the two protocols that everything else speaks.
+
+This module imports nothing of ours and does no I/O. Wire formats (OpenAI, Anthropic) and database rows have types
+of their own in `wire/` and `store/`; what passes between them is defined here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+Json = Mapping[str, Any]
+Wire = Literal["chat", "responses", "messages"]
+Mode = Literal["observe", "enforce", "small_only"]
+ConstraintMode = Literal["free", "constrained", "late"]
+FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
+Role = Literal["agent", "viewer", "operator", "admin"]
+
+
+@dataclass(frozen=True, slots=True)
+class Tool:
+    """A function that the caller offers. `parameters` is a JSON Schema for an object ({} means: any object)."""
+
+    name: str
+    description: str = ""
+    parameters: Json = field(default_factory=dict)
+    strict: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ToolChoice:
+    """Which tools may or must be called. A named choice is mode "required" with one name in `allowed`.
+
+    `allowed` empty means every tool of the request.
+    """
+
+    mode: Literal["auto", "none", "required"] = "auto"
+    allowed: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ResponseFormat:
+    """What the text of the answer must be; `schema` is set exactly when kind is "json_schema"."""
+
+    kind: Literal["text", "json_object", "json_schema"] = "text"
+    schema: Json | None = None
+    name: str = ""
+    strict: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """Decoding settings as the caller gave them; None means: the model's own default."""
+
+    temperature: float | None = None
+    top_p: float | None = None
+    max_tokens: int | None = None
+    stop: tuple[str, ...] = ()
+    seed: int | None = None
+    n: int = 1
+    logprobs: bool = False
+    top_logprobs: int = 0
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Who called and what for. `key` is the API key's public id ("local" without keys); user and episode are the
+    caller's own words here and become keyed hashes in the store."""
+
+    key: str = "local"
+    task: str | None = None
+    episode: str | None = None
+    user: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Constraint:
+    """A JSON Schema that a backend must hold the text of its answer to while it decodes.
+
+    mode "constrained" binds from the first token; "late" lets the model reason freely, then binds.
+    """
+
+    schema: Json
+    mode: Literal["constrained", "late"] = "constrained"
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One call, in OpenAI chat words whatever wire it came by.
+
+    `body` is the client's JSON object, never changed: a backend that speaks the same wire sends it upstream with only
+    the intended fields replaced. `messages` are OpenAI chat message objects. `needs` names what a backend must be
+    capable of to answer at all (see `Capabilities.missing`).
+    """
+
+    wire: Wire
+    body: Json
+    model: str
+    messages: tuple[Json, ...]
+    tools: tuple[Tool, ...] = ()
+    tool_choice: ToolChoice = ToolChoice()
+    parallel_tool_calls: bool = True
+    response_format: ResponseFormat = ResponseFormat()
+    sampling: Sampling = Sampling()
+    stream: bool = False
+    include_usage: bool = False
+    origin: Origin = Origin()
+    needs: frozenset[str] = frozenset()
+    constraint: Constraint | None = None
+    adapter: str | None = None
+    timeout_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What a server or engine can do. Differences between servers live here, not in branches on their names.
+
+    `modalities` are content kinds of messages ("text", "image", "audio", "file"). `constraint` tells whether
+    `Request.constraint` is honoured. `native` lists the wires that the backend sends through unchanged.
+    `top_logprobs` is the largest k it returns (0: no log-probabilities).
+    """
+
+    modalities: frozenset[str] = frozenset({"text"})
+    native: frozenset[str] = frozenset()
+    tools: bool = True
+    custom_tools: bool = False
+    tool_choice_enforced: bool = True
+    json_schema: bool = True
+    constraint: bool = False
+    top_logprobs: int = 0
+    many: bool = True
+    adapters: frozenset[str] = frozenset()
+    max_tokens_field: str = "max_tokens"
+    stream_usage: bool = True
+    embeddings: bool = False
+
+    def missing(self, request: Request) -> frozenset[str]:
+        """What `request` needs and this backend lacks; empty when it can answer.
+
+        Needs are modality names, "custom_tools", "logprobs", "n", or "native:<wire>" for a feature that only the
+        wire's own provider understands (a hosted tool, say).
+        """
+        have = set(self.modalities)
+        have |= {f"native:{wire}" for wire in self.native}
+        have |= {"custom_tools"} if self.custom_tools else set()
+        have |= {"logprobs"} if self.top_logprobs else set()
+        have |= {"n"} if self.many else set()
+        have |= {"tools"} if self.tools else set()
+        return request.needs - have
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """One generated token: its text, natural-log probability, and the likeliest alternatives (text, logprob), best first."""
+
+    token: str
+    logprob: float
+    top: tuple[tuple[str, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens of one attempt. `busy_seconds` is the machine time that this request took of a local engine, shared with
+    the requests that ran beside it; None for a hosted model."""
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cached_input_tokens: int = 0
+    cache_write_tokens: int = 0
+    reasoning_tokens: int = 0
+    busy_seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A call that the model made; `arguments` is the JSON text exactly as generated."""
+
+    id: str
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCallDelta:
+    """A piece of the tool call at `index`; `id` and `name` come with its first piece."""
+
+    index: int
+    id: str | None = None
+    name: str | None = None
+    arguments: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Native:
+    """An answer or stream event exactly as an upstream sent it, so that the same wire can hand it on unchanged."""
+
+    wire: Wire
+    payload: Json
+    event: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """A piece of an answer. A backend that answers at once yields one Delta per choice."""
+
+    choice: int = 0
+    text: str = ""
+    reasoning: str = ""
+    refusal: str = ""
+    tool_calls: tuple[ToolCallDelta, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
+    finish_reason: FinishReason | None = None
+    usage: Usage | None = None
+    model: str | None = None
+    native: Native | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One complete alternative of an answer. `logprobs` are those of the tokens as generated, tool calls included."""
+
+    text: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+    finish_reason: FinishReason = "stop"
+    reasoning: str = ""
+    refusal: str = ""
+    logprobs: tuple[TokenLogprob, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """A complete answer. `native` is the upstream's whole answer when it was not streamed."""
+
+    choices: tuple[Choice, ...]
+    usage: Usage = Usage()
+    model: str = ""
+    native: Native | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """One way in which an answer breaks the request: a stable code, a sentence for the model and the log, a JSON path."""
+
+    code: str
+    message: str
+    path: str = "$"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What the validators found; `ok` exactly when there are no violations."""
+
+    violations: tuple[Violation, ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        return not self.violations
+
+
+Decision = Literal["accept", "escalate", "abstain", "shadow"]
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One stage's try. `kind` tells a first generation from a repair; `error` is set when there is no completion.
+
+    `features` are the confidence features (see `confidence`); `confidence` is the calibrated P(correct) if there is a
+    calibrator. Times in seconds, cost in USD: `cost_usd` prices local machine time, `cost_usd_local_free` does not.
+    """
+
+    stage: str
+    backend: str
+    model: str
+    kind: Literal["generate", "repair", "shadow", "cache"]
+    decision: Decision
+    reason: str
+    completion: Completion | None
+    verdict: Verdict = Verdict()
+    features: Mapping[str, float] = field(default_factory=dict)
+    confidence: float | None = None
+    cost_usd: float = 0.0
+    cost_usd_local_free: float = 0.0
+    seconds: float = 0.0
+    first_token_s: float | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """The call as it is kept: what was asked, every attempt, what was decided and why.
+
+    `id` sorts by time (UUIDv7). `served` indexes `attempts`; None when nothing was served. `status` is the HTTP
+    status given, 499 when the client went away.
+    """
+
+    id: str
+    created_at: float
+    request: Request
+    task: str
+    mode: Mode
+    attempts: tuple[Attempt, ...]
+    served: int | None
+    decision: Decision
+    reason: str
+    status: int
+    seconds: float
+    config_hash: str
+
+    @property
+    def cost_usd(self) -> float:
+        """What the call cost in USD, every attempt counted."""
+        return sum(a.cost_usd for a in self.attempts)
+
+
+@dataclass(frozen=True, slots=True)
+class Feedback:
+    """A later label of a record: `kind` "correct" (value bool), "score" (float), "answer" (the right answer) or "comment"."""
+
+    id: str
+    record_id: str
+    created_at: float
+    kind: Literal["correct", "score", "answer", "comment"]
+    value: Any
+    source: str
+
+
+class Backend(Protocol):
+    """Anything that answers requests: one method that matters, and a lifetime.
+
+    `generate` raises errors of `smallfirst.errors.BackendError` only; closing the iterator cancels the work.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def capabilities(self) -> Capabilities: ...
+    def generate(self, request: Request) -> AsyncIterator[Delta]: ...
+    async def start(self) -> None: ...
+    async def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A backend with the model that it is asked for, and how its answers are treated.
+
+    `model` "" means: the model that the client named. `local` prices by machine time. `repairs` bounds repair attempts.
+    """
+
+    name: str
+    backend: Backend
+    model: str
+    repairs: int = 0
+    constraint: ConstraintMode = "free"
+    local: bool = False
+    adapter: str | None = None
+    timeout_s: float = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """What the router decided: the stages to run in order, those to run in shadow afterwards, and why.
+
+    The first of `stages` that may not accept is skipped by construction: a route never lists a stage whose answer
+    could not be used. `threshold` is the least calibrated confidence at which a stage before the last accepts; None
+    accepts on validity alone, which only an operator's explicit word allows.
+    """
+
+    task: str
+    mode: Mode
+    stages: tuple[Stage, ...]
+    shadow: tuple[Stage, ...] = ()
+    threshold: float | None = None
+    reason: str = ""
