@@ -242,7 +242,7 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class Violation:
-    """One way in which an answer breaks the request: a stable code, a sentence for the model and the log, a JSON path."""
+    """One way in which an answer breaks the request: a stable code, a sentence that helps to repair, a JSON path."""
 
     code: str
     message: str
@@ -267,6 +267,7 @@ Decision = Literal["accept", "escalate", "abstain", "shadow"]
 class Attempt:
     """One stage's try. `kind` tells a first generation from a repair; `error` is set when there is no completion.
 
+    `small` tells whose try it was. `decision` "shadow": made after the client was served, to learn from.
     `features` are the confidence features (see `confidence`); `confidence` is the calibrated P(correct) if there is a
     calibrator. Times in seconds, cost in USD: `cost_usd` prices local machine time, `cost_usd_local_free` does not.
     """
@@ -274,10 +275,11 @@ class Attempt:
     stage: str
     backend: str
     model: str
-    kind: Literal["generate", "repair", "shadow", "cache"]
+    kind: Literal["generate", "repair", "cache"]
     decision: Decision
     reason: str
     completion: Completion | None
+    small: bool = False
     verdict: Verdict = Verdict()
     features: Mapping[str, float] = field(default_factory=dict)
     confidence: float | None = None
@@ -293,7 +295,9 @@ class Record:
     """The call as it is kept: what was asked, every attempt, what was decided and why.
 
     `id` sorts by time (UUIDv7). `served` indexes `attempts`; None when nothing was served. `status` is the HTTP
-    status given, 499 when the client went away.
+    status given, 499 when the client went away. `decision` is "accept" when a small model's answer was accepted,
+    "escalate" when the large model's was served, "abstain" when no answer met the bar (what was served then, if
+    anything, is a valid answer that nothing vouches for).
     """
 
     id: str
@@ -314,10 +318,30 @@ class Record:
         """What the call cost in USD, every attempt counted."""
         return sum(a.cost_usd for a in self.attempts)
 
+    @property
+    def escalated(self) -> bool:
+        """Whether the large model was asked in order to serve this call."""
+        return any(not a.small and a.kind != "cache" for a in self._serving)
+
+    @property
+    def valid_first(self) -> bool:
+        """Whether the first output was valid (valid@1)."""
+        return bool(self._serving) and self._serving[0].completion is not None and self._serving[0].verdict.ok
+
+    @property
+    def executable(self) -> bool:
+        """Whether what was served names existing tools with arguments that satisfy their schemas."""
+        return self.served is not None and self.attempts[self.served].verdict.ok
+
+    @property
+    def _serving(self) -> tuple[Attempt, ...]:
+        return tuple(a for a in self.attempts if a.decision != "shadow")
+
 
 @dataclass(frozen=True, slots=True)
 class Feedback:
-    """A later label of a record: `kind` "correct" (value bool), "score" (float), "answer" (the right answer) or "comment"."""
+    """A later label of a record. `kind` and its `value`: "correct" bool, "score" float, "answer" the right answer,
+    "comment" text."""
 
     id: str
     record_id: str
@@ -346,31 +370,40 @@ class Backend(Protocol):
 class Stage:
     """A backend with the model that it is asked for, and how its answers are treated.
 
-    `model` "" means: the model that the client named. `local` prices by machine time. `repairs` bounds repair attempts.
+    `model` is the name asked of the backend. `small`: its answers need checking, so its log-probabilities are watched.
+    `repairs` bounds repair attempts.
     """
 
     name: str
     backend: Backend
     model: str
+    small: bool = False
     repairs: int = 0
     constraint: ConstraintMode = "free"
-    local: bool = False
     adapter: str | None = None
-    timeout_s: float = 60.0
+    timeout_s: float = 120.0
+
+
+class Calibrator(Protocol):
+    """Features of a completion -> calibrated P(correct), and the least value at which an answer is accepted."""
+
+    @property
+    def threshold(self) -> float: ...
+    def confidence(self, features: Mapping[str, float]) -> float: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
     """What the router decided: the stages to run in order, those to run in shadow afterwards, and why.
 
-    The first of `stages` that may not accept is skipped by construction: a route never lists a stage whose answer
-    could not be used. `threshold` is the least calibrated confidence at which a stage before the last accepts; None
-    accepts on validity alone, which only an operator's explicit word allows.
+    `stages` are tried in order until one accepts; `shadow` stages answer after the client was served. A stage before
+    the last accepts when its answer is valid and `calibrator` is confident enough; without a calibrator on validity
+    alone, which only an operator's explicit word allows.
     """
 
     task: str
     mode: Mode
     stages: tuple[Stage, ...]
     shadow: tuple[Stage, ...] = ()
-    threshold: float | None = None
+    calibrator: Calibrator | None = None
     reason: str = ""

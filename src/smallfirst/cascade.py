@@ -1,0 +1,284 @@
+"""Run the stages of a route in order: generate -> validate -> repair -> accept | escalate | abstain.
+
+Retries of a broken connection belong to the backend; escalation belongs here; never both. A stage that may still
+escalate is never streamed to the client; the last stage streams as it generates, through a guard that stops at the
+first byte that no valid answer can contain. Nothing here knows HTTP, a database or a clock of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, cast
+
+from smallfirst.budget import Allowance
+from smallfirst.confidence import features
+from smallfirst.errors import BackendError, BackendTimeout, NoAnswerError, SmallfirstError
+from smallfirst.incremental import StreamGuard
+from smallfirst.types import (
+    Attempt,
+    Capabilities,
+    Completion,
+    Constraint,
+    Decision,
+    Delta,
+    Json,
+    Request,
+    Route,
+    Stage,
+    Usage,
+    Verdict,
+)
+from smallfirst.validators import repair_messages
+from smallfirst.wire import chat
+from smallfirst.wire.accumulate import Accumulator
+
+TOP_LOGPROBS = 5
+
+
+class Sink(Protocol):
+    """Where the last stage's deltas go while they are generated."""
+
+    async def send(self, delta: Delta) -> None: ...
+
+
+class Pricing(Protocol):
+    """What stages cost in USD: `cost` after the fact as (local machine time priced, local free), `expected` before."""
+
+    def cost(self, stage: Stage, usage: Usage) -> tuple[float, float]: ...
+    def expected(self, stage: Stage, request: Request) -> float: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of a call. `error` is set exactly when no completion was served."""
+
+    attempts: tuple[Attempt, ...]
+    served: int | None
+    decision: Decision
+    reason: str
+    error: SmallfirstError | None = None
+
+    @property
+    def completion(self) -> Completion | None:
+        return None if self.served is None else self.attempts[self.served].completion
+
+
+@dataclass(frozen=True, slots=True)
+class _Try:
+    """An attempt with the exception behind its `error`."""
+
+    attempt: Attempt
+    error: BackendError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Cascade:
+    """The cascade's fixed parts: `check` validates, `constrain` derives a constraint's schema from a request."""
+
+    check: Callable[[Request, Completion], Verdict]
+    constrain: Callable[[Request], Json | None]
+    pricing: Pricing
+    clock: Callable[[], float]
+
+    async def run(self, route: Route, request: Request, allowance: Allowance, sink: Sink | None = None) -> Outcome:
+        """Answer `request`; with a `sink` the last stage is streamed into it.
+
+        Errors of backends end in the outcome, not as exceptions. Cancelling the task cancels the backend's work.
+        """
+        attempts: list[Attempt] = []
+        error: SmallfirstError | None = None
+        for stage in route.stages:
+            last = stage is route.stages[-1]
+            if not allowance.allows(self.pricing.expected(stage, request), self.clock()):
+                error = NoAnswerError(
+                    "The call's budget does not allow another attempt.", hint="Raise max_usd or max_seconds."
+                )
+                attempts.append(_unstarted(stage, last, "budget"))
+                continue
+            tries = await self._stage(route, stage, request, allowance, sink if last else None)
+            attempts += [t.attempt for t in tries]
+            error = tries[-1].error or error
+            if attempts[-1].decision == "accept":
+                return _accepted(route, stage, attempts)
+        return _fallback(attempts, error, streamed=sink is not None)
+
+    async def shadow(self, stage: Stage, request: Request, allowance: Allowance) -> tuple[Attempt, ...]:
+        """Answer `request` as `stage` would have, for the record only."""
+        route = Route("", "observe", (stage,))
+        tries = await self._stage(route, stage, request, allowance, None)
+        return tuple(replace(t.attempt, decision="shadow") for t in tries)
+
+    async def _stage(
+        self, route: Route, stage: Stage, request: Request, allowance: Allowance, sink: Sink | None
+    ) -> Sequence[_Try]:
+        """One stage's attempts: the first, and repairs while they are worth it."""
+        asked, tries = _prepare(stage, request, self.constrain, stream=sink is not None), []
+        for repairs in range(stage.repairs + 1):
+            done = await self._attempt(route, stage, asked, repairs, allowance, sink)
+            tries.append(done)
+            attempt = done.attempt
+            repairable = sink is None and attempt.completion is not None and not attempt.verdict.ok
+            if attempt.decision == "accept" or not repairable or repairs == stage.repairs:
+                break
+            if not allowance.allows(self.pricing.expected(stage, asked), self.clock()):
+                break
+            asked = _continued(asked, repair_messages(request, cast(Completion, attempt.completion), attempt.verdict))
+        return tries
+
+    async def _attempt(
+        self, route: Route, stage: Stage, asked: Request, repairs: int, allowance: Allowance, sink: Sink | None
+    ) -> _Try:
+        """Generate once, check, and decide."""
+        started = self.clock()
+        timeout = allowance.left_s(started, stage.timeout_s)
+        run = _Generation(stage, replace(asked, timeout_s=timeout), sink, self.clock)
+        error = await run.finish(timeout)
+        usage = run.answer.usage
+        priced, free = self.pricing.cost(stage, usage)
+        allowance.spend(priced)
+        completion = None if error else run.answer.completion()
+        verdict = Verdict() if completion is None else self.check(asked, completion)
+        watched = completion is not None and (stage.small or route.calibrator is not None)
+        found = features(asked, cast(Completion, completion), verdict, repairs) if watched else {}
+        confidence = route.calibrator.confidence(found) if route.calibrator and stage.small and watched else None
+        decision, reason = _decide(route, stage, completion, verdict, confidence, error)
+        return _Try(
+            Attempt(
+                stage=stage.name,
+                backend=stage.backend.name,
+                model=(completion.model if completion else "") or stage.model,
+                kind="repair" if repairs else "generate",
+                decision=decision,
+                reason=reason,
+                completion=completion,
+                small=stage.small,
+                verdict=verdict,
+                features=found,
+                confidence=confidence,
+                cost_usd=priced,
+                cost_usd_local_free=free,
+                seconds=self.clock() - started,
+                first_token_s=run.first_token_s,
+                error=f"{error.code}: {error}" if error else None,
+            ),
+            error,
+        )
+
+
+class _Generation:
+    """One pass over a backend's deltas: accumulate, guard, hand on."""
+
+    def __init__(self, stage: Stage, asked: Request, sink: Sink | None, clock: Callable[[], float]) -> None:
+        self.answer = Accumulator()
+        self.first_token_s: float | None = None
+        self._stage, self._asked, self._sink, self._clock = stage, asked, sink, clock
+
+    async def finish(self, timeout_s: float) -> BackendError | None:
+        """Read to the end, at most `timeout_s` seconds. Returns the error that ended it, if one did."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await self._read()
+        except TimeoutError:
+            return BackendTimeout(f"{self._stage.name} did not finish within {timeout_s:.3g} s.")
+        except BackendError as err:
+            return err
+
+    async def _read(self) -> BackendError | None:
+        started = self._clock()
+        guard = StreamGuard(self._asked) if self._sink else None
+        async with aclosing(cast(Any, self._stage.backend.generate(self._asked))) as deltas:
+            async for delta in deltas:
+                if self.first_token_s is None:
+                    self.first_token_s = self._clock() - started
+                if guard and (violation := guard.feed(delta)):
+                    return _Aborted(f"Stopped: the answer breaks the request's schema: {violation.message}")
+                self.answer.feed(delta)
+                if self._sink:
+                    await self._sink.send(delta)
+        return None
+
+
+class _Aborted(BackendError):
+    """A streamed answer was stopped at the first byte that no valid completion can contain."""
+
+    code = "invalid_answer"
+
+
+def _decide(
+    route: Route,
+    stage: Stage,
+    completion: Completion | None,
+    verdict: Verdict,
+    confidence: float | None,
+    error: BackendError | None,
+) -> tuple[Decision, str]:
+    """The cascade's rule for one attempt (mechanisms, section 2): validity first, then calibrated confidence."""
+    last = stage is route.stages[-1]
+    otherwise: Decision = "abstain" if last else "escalate"
+    if error is not None or completion is None:
+        return otherwise, f"error:{error.code if error else 'empty'}"
+    if last and not stage.small and route.mode == "observe":
+        return "accept", route.reason
+    if last and verdict.violations and all(v.code == "truncated" for v in verdict.violations):
+        return "accept", "truncated"
+    if not verdict.ok:
+        return otherwise, f"invalid:{verdict.violations[0].code}"
+    if not last and route.calibrator and (confidence is None or confidence < route.calibrator.threshold):
+        return "escalate", "low_confidence"
+    return "accept", route.reason
+
+
+def _accepted(route: Route, stage: Stage, attempts: list[Attempt]) -> Outcome:
+    served = len(attempts) - 1
+    earlier = [a for a in attempts if a.stage != stage.name]
+    reason = earlier[-1].reason if earlier else attempts[-1].reason
+    return Outcome(tuple(attempts), served, "accept" if stage.small else "escalate", reason)
+
+
+def _fallback(attempts: list[Attempt], error: SmallfirstError | None, *, streamed: bool) -> Outcome:
+    """No stage accepted: the last valid answer if there is one, else the clearest error there is."""
+    last = attempts[-1]
+    for index in range(len(attempts) - 1, -1, -1):
+        if attempts[index].completion is not None and attempts[index].verdict.ok:
+            return Outcome(tuple(attempts), index, "abstain", f"fallback:{last.reason}")
+    if error is None or (last.error is None and last.reason != "budget"):
+        said = "; ".join(v.message for v in last.verdict.violations[:3])
+        error = NoAnswerError(
+            f"No model gave a valid answer; the last one ({last.model}) failed: {said}",
+            hint="Configure a larger model to escalate to, or relax the schema.",
+        )
+    return Outcome(tuple(attempts), None, "abstain", last.reason, error)
+
+
+def _unstarted(stage: Stage, last: bool, reason: str) -> Attempt:
+    decision: Decision = "abstain" if last else "escalate"
+    return Attempt(
+        stage.name, stage.backend.name, stage.model, "generate", decision, reason, None, stage.small, error=reason
+    )
+
+
+def _prepare(stage: Stage, request: Request, constrain: Callable[[Request], Json | None], *, stream: bool) -> Request:
+    """The request as this stage is asked it: its model, its constraint, log-probabilities where they are watched."""
+    capabilities, sampling = stage.backend.capabilities, request.sampling
+    if stage.small and capabilities.top_logprobs:
+        top = max(sampling.top_logprobs, min(TOP_LOGPROBS, capabilities.top_logprobs))
+        sampling = replace(sampling, logprobs=True, top_logprobs=top)
+    constraint = None
+    if stage.constraint != "free" and capabilities.constraint and (schema := constrain(request)) is not None:
+        constraint = Constraint(schema, stage.constraint)
+    return replace(
+        request, model=stage.model, adapter=stage.adapter, sampling=sampling, constraint=constraint, stream=stream
+    )
+
+
+def _continued(request: Request, messages: Sequence[Json]) -> Request:
+    """`request` with `messages` appended to its conversation, as a chat request whatever wire it came by."""
+    if request.wire == "chat":
+        body = dict(request.body)
+    else:
+        body = dict(chat.body(request, model=request.model, stream=False, capabilities=Capabilities()))
+    body["messages"] = [*request.messages, *messages]
+    return replace(request, wire="chat", body=body, messages=tuple(body["messages"]))

@@ -1,0 +1,267 @@
+"""smallfirst.toml -> frozen `Config`. Unknown keys and wrong types are refused with the place they stand at.
+
+Secrets are never in the file: a model names the environment variable that holds its key (`api_key_env`), the store
+names the one that holds its encryption keys. `Config.hash` goes on every record, so that a record can be read against
+the settings that made it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from smallfirst.errors import ConfigError
+from smallfirst.types import ConstraintMode, Mode
+
+DEFAULT_FILE = Path("smallfirst.toml")
+
+
+class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Where the gateway listens and what it takes from a client. Sizes in MiB, times in seconds."""
+
+    host: str = "127.0.0.1"
+    port: int = 8787
+    max_body_mb: float = 20
+    body_timeout_s: float = 30
+    request_timeout_s: float = 300
+    write_timeout_s: float = 30
+    max_concurrent: int = 512
+    allow_public: bool = False
+
+
+class StoreConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Where records go. `durability` "process" survives a killed process, "power" a power cut as well (an fsync for
+    each group of records). `retention_days` 0 keeps everything."""
+
+    url: str = "sqlite:///smallfirst.db"
+    durability: Literal["process", "power"] = "process"
+    encryption_key_env: str = "SMALLFIRST_ENCRYPTION_KEY"
+    retention_days: float = 0
+
+
+class PriceConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """USD per million tokens, for a model that the price list does not know or prices otherwise."""
+
+    input: float
+    output: float
+    cached_input: float | None = None
+    cache_write: float | None = None
+
+
+class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A model and the backend that runs it; which keys apply depends on `backend`.
+
+    `model` is the name asked of a server; `models` are patterns (`gpt-*`) of names that clients may use and that are
+    handed on as they are. For the embedded engine, `weights` is a name of `smallfirst models list` or a path of a GGUF
+    file. 0 for threads and slots means: choose by the machine.
+    """
+
+    backend: Literal["llamacpp", "openai", "anthropic", "fake"]
+    model: str = ""
+    models: tuple[str, ...] = ()
+    # a server
+    base_url: str = ""
+    api_key_env: str = ""
+    preset: str = ""
+    modalities: tuple[Literal["text", "image", "audio", "file"], ...] = ()
+    max_retries: int = 2
+    price: PriceConfig | None = None
+    # the embedded engine
+    weights: str = ""
+    adapters: Mapping[str, str] = {}
+    adapter: str = ""
+    threads: int = 0
+    batch_threads: int = 0
+    slots: int = 0
+    context: int = 0
+    machine_usd_per_hour: float | None = None
+    # both; `small` by default: is it embedded?
+    small: bool | None = None
+    timeout_s: float = 120
+
+    @property
+    def is_small(self) -> bool:
+        """Whether its answers are checked and escalated, or final."""
+        return self.backend == "llamacpp" if self.small is None else self.small
+
+
+class ValidatorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A task's own check; see `validators.TASK_VALIDATORS` for kinds and what they take."""
+
+    kind: str
+    at: str = "text"
+    pattern: str = ""
+    dialect: str = ""
+    function: str = ""
+
+
+class CacheConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Exact response cache of a task: only at temperature 0, or when the caller asks by `x-smallfirst-cache: use`."""
+
+    ttl_s: float = 3600
+
+
+class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How calls are answered; `[cascade]` gives the default, a `[tasks.NAME]` table what differs for one task.
+
+    stages: names of `[models.*]`, cheapest first; the last is the large model.
+    mode: "observe" (large answers, small in shadow), "enforce" (small-first under the guarantee), "small_only".
+    accept_uncalibrated: lets "enforce" accept a valid small answer before the task has a calibrator.
+    """
+
+    stages: tuple[str, ...] = ()
+    mode: Mode = "enforce"
+    constraint: ConstraintMode = "constrained"
+    repairs: int = 1
+    accept_uncalibrated: bool = False
+    shadow: bool = True
+    capture: bool = True
+    validators: tuple[ValidatorConfig, ...] = ()
+    cache: CacheConfig | None = None
+    max_usd: float | None = None
+    max_seconds: float | None = None
+
+
+class Match(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Which calls belong to a task when the caller does not say: all given conditions must hold.
+
+    tools: exactly these tool names. system: this text stands in a system message. fingerprint: as in `records list`.
+    """
+
+    tools: tuple[str, ...] = ()
+    system: str = ""
+    fingerprint: str = ""
+
+
+class Telemetry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """`otlp_endpoint`: where OpenTelemetry GenAI spans go (empty: nowhere). Spans never carry message text."""
+
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["console", "json"] = "console"
+    otlp_endpoint: str = ""
+
+
+class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Everything that shapes behaviour, resolved: `tasks` are complete policies."""
+
+    server: Server = Server()
+    store: StoreConfig = StoreConfig()
+    models: Mapping[str, ModelConfig] = {}
+    cascade: Policy = Policy()
+    tasks: Mapping[str, Policy] = {}
+    matches: Mapping[str, Match] = {}
+    telemetry: Telemetry = Telemetry()
+    machine_usd_per_hour: float = 0.10
+
+    @property
+    def hash(self) -> str:
+        """First 12 hex digits of the SHA-256 of the settings, in a fixed order."""
+        text = msgspec.json.encode(self, order="deterministic")
+        return hashlib.sha256(text).hexdigest()[:12]
+
+    def policy(self, task: str) -> Policy:
+        """The policy of `task`: its own, or the default."""
+        return self.tasks.get(task, self.cascade)
+
+
+def load(path: Path | None, env: Mapping[str, str]) -> Config:
+    """Read `path` (None: `smallfirst.toml` here if there is one) and complete it from `env`.
+
+    Raises ConfigError for a missing or unreadable file, bad TOML, unknown keys, wrong types or names that do not exist.
+    """
+    if path is None and DEFAULT_FILE.exists():
+        path = DEFAULT_FILE
+    if path is None:
+        return parse("", env, source="the defaults")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as err:
+        raise ConfigError(f"cannot read {str(path)!r}: {err}.", hint="`smallfirst init` writes one.") from None
+    return parse(text, env, source=str(path))
+
+
+def parse(text: str, env: Mapping[str, str], *, source: str = "smallfirst.toml") -> Config:
+    """`load` for a text already read; `source` names it in errors."""
+    try:
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as err:
+        raise ConfigError(f"{source} is not valid TOML: {err}.") from None
+    table = _with_tasks(table, source)
+    try:
+        config = msgspec.convert(table, Config)
+    except msgspec.ValidationError as err:
+        hint = "`smallfirst init --print` shows every key."
+        raise ConfigError(f"{source}: {err}.", hint=hint) from None
+    config = _with_models(config, env)
+    _check(config, source)
+    return config
+
+
+def _with_tasks(table: dict[str, Any], source: str) -> dict[str, Any]:
+    """Each `[tasks.NAME]` table laid over `[cascade]`, with its `match` taken out."""
+    tasks, default = table.get("tasks", {}), table.get("cascade", {})
+    if not isinstance(tasks, dict) or not all(isinstance(t, dict) for t in tasks.values()):
+        raise ConfigError(f"{source}: `tasks` is not a table of tables.", hint="Write [tasks.NAME] sections.")
+    if "matches" in table:
+        raise ConfigError(f"{source}: unknown key `matches`.", hint="Write `match = {...}` inside [tasks.NAME].")
+    merged = {name: {**default, **{k: v for k, v in task.items() if k != "match"}} for name, task in tasks.items()}
+    matches = {name: task["match"] for name, task in tasks.items() if "match" in task}
+    return {**table, "tasks": merged, "matches": matches}
+
+
+HOSTED = {
+    "openai": ("OPENAI_API_KEY", "OPENAI_BASE_URL", ("gpt-*", "chatgpt-*", "o1*", "o3*", "o4*", "ft:*")),
+    "anthropic": ("ANTHROPIC_API_KEY", "ANTHROPIC_BASE_URL", ("claude-*",)),
+}
+
+
+def _with_models(config: Config, env: Mapping[str, str]) -> Config:
+    """The embedded small model, and a large one for each provider whose key is in `env`, where the file names none."""
+    models = dict(config.models)
+    if not models:
+        models["small"] = ModelConfig(backend="llamacpp", weights="smollm2-135m")
+        for name, (key, base, patterns) in HOSTED.items():
+            if env.get(key):
+                models[name] = ModelConfig(
+                    backend=name,  # type: ignore[arg-type]
+                    api_key_env=key,
+                    base_url=env.get(base, ""),
+                    models=("*",) if env.get(base) else patterns,
+                )
+    default = config.cascade if config.cascade.stages else msgspec.structs.replace(config.cascade, stages=tuple(models))
+    tasks = {
+        name: task if task.stages else msgspec.structs.replace(task, stages=default.stages)
+        for name, task in config.tasks.items()
+    }
+    return msgspec.structs.replace(config, models=models, cascade=default, tasks=tasks)
+
+
+def _check(config: Config, source: str) -> None:
+    """Names that must exist, numbers that must make sense, files that belong together."""
+    for where, policy in [("cascade", config.cascade), *((f"tasks.{n}", p) for n, p in config.tasks.items())]:
+        if unknown := [s for s in policy.stages if s not in config.models]:
+            allowed = ", ".join(config.models)
+            raise ConfigError(f"{source}: {where}.stages names {unknown!r}.", hint=f"Defined models: {allowed}.")
+        if len(set(policy.stages)) != len(policy.stages):
+            raise ConfigError(f"{source}: {where}.stages names a model twice: {list(policy.stages)!r}.")
+        if not 0 <= policy.repairs <= 5:
+            raise ConfigError(f"{source}: {where}.repairs is {policy.repairs}; allowed are 0 to 5.")
+    for name, model in config.models.items():
+        _check_model(f"{source}: models.{name}", model)
+    if not 0 <= config.server.port <= 65535:
+        raise ConfigError(f"{source}: server.port is {config.server.port}; allowed are 0 to 65535.")
+
+
+def _check_model(where: str, model: ModelConfig) -> None:
+    if model.backend == "llamacpp" and not model.weights:
+        raise ConfigError(f"{where} has no `weights`.", hint="Give a name of `smallfirst models list` or a GGUF path.")
+    if model.adapter and model.backend == "llamacpp" and model.adapter not in model.adapters:
+        raise ConfigError(f"{where}.adapter is {model.adapter!r}.", hint=f"Listed adapters: {list(model.adapters)}.")
+    if model.backend in {"openai", "anthropic"} and not (model.model or model.models):
+        hint = 'Give `model = "..."` (asked of the server) or `models = ["*"]` (names that clients use, handed on).'
+        raise ConfigError(f"{where} names no model.", hint=hint)
