@@ -113,6 +113,14 @@ class Request:
     adapter: str | None = None
     timeout_s: float | None = None
 
+    @property
+    def callable_tools(self) -> Mapping[str, Tool]:
+        """By name, the tools that the answer may call under `tool_choice`."""
+        if self.tool_choice.mode == "none":
+            return {}
+        allowed = self.tool_choice.allowed
+        return {tool.name: tool for tool in self.tools if not allowed or tool.name in allowed}
+
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
@@ -154,7 +162,7 @@ class Capabilities:
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """One generated token: its text, natural-log probability, and the likeliest alternatives (text, logprob), best first."""
+    """One generated token: text, natural-log probability, and the likeliest alternatives (text, logprob), best first."""
 
     token: str
     logprob: float
