@@ -1,23 +1,23 @@
 """The error tree. Each error says what was given, what is allowed and what to change, and how a client should see it.
 
-    SmallfirstError
-    |- ConfigError                 smallfirst.toml or the command line is wrong
-    |- RequestError          400   the call is wrong
-    |  |- UnsupportedError   400   no configured model can answer such a call
-    |  |- TooLargeError      413   body, schema or nesting over a limit
-    |  |- SlowClientError    408   the body did not arrive in time
-    |- AuthenticationError   401
-    |- PermissionDenied      403
-    |- NotFoundError         404
-    |- LimitError            429   a limit or budget of the key; `retry_after` seconds
-    |- BackendError          502   a model did not answer
-    |  |- UpstreamError            it answered with an HTTP error: status and body are kept
-    |  |- BackendTimeout     504
-    |  |- BackendUnavailable 503   connection refused, dead engine process
-    |  |- BackendGarbage     502   an answer that cannot be read
-    |- NoAnswerError         502   every stage was tried and no valid answer came (abstain)
-    |- StoreError            503   the record could not be made durable
-    |- ModelFileError              weights missing, wrong checksum, disk full
+SmallfirstError
+|- ConfigError                 smallfirst.toml or the command line is wrong
+|- RequestError          400   the call is wrong
+|  |- UnsupportedError   400   no configured model can answer such a call
+|  |- TooLargeError      413   body, schema or nesting over a limit
+|  |- SlowClientError    408   the body did not arrive in time
+|- AuthenticationError   401
+|- PermissionDenied      403
+|- NotFoundError         404
+|- LimitError            429   a limit or budget of the key; `retry_after` seconds
+|- BackendError          502   a model did not answer
+|  |- UpstreamError            it answered with an HTTP error: status and body are kept
+|  |- BackendTimeout     504
+|  |- BackendUnavailable 503   connection refused, dead engine process
+|  |- BackendGarbage     502   an answer that cannot be read
+|- NoAnswerError         502   every stage was tried and no valid answer came (abstain)
+|- StoreError            503   the record could not be made durable
+|- ModelFileError              weights missing, wrong checksum, disk full
 """
 
 from __future__ import annotations
@@ -143,6 +143,20 @@ class BackendUnavailable(BackendError):
 
 class BackendGarbage(BackendError):
     code = "unreadable_answer"
+
+
+class ContextLengthExceeded(BackendError):
+    status = 400
+    code = "context_length_exceeded"
+    type = "invalid_request_error"
+    retryable = False
+
+
+class ConstraintUnsupported(BackendError):
+    status = 400
+    code = "constraint_unsupported"
+    type = "invalid_request_error"
+    retryable = False
 
 
 class NoAnswerError(SmallfirstError):
