@@ -6,7 +6,7 @@ of their own in `wire/` and `store/`; what passes between them is defined here.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -93,7 +93,9 @@ class Request:
 
     `body` is the client's JSON object, never changed: a backend that speaks the same wire sends it upstream with only
     the intended fields replaced. `messages` are OpenAI chat message objects. `needs` names what a backend must be
-    capable of to answer at all (see `Capabilities.missing`).
+    capable of to answer at all (see `Capabilities.missing`). `headers` are the client's few that an upstream of the same
+    provider must see, by lower-case name: anthropic-beta, anthropic-version, openai-organization, openai-project,
+    idempotency-key.
     """
 
     wire: Wire
@@ -112,6 +114,7 @@ class Request:
     constraint: Constraint | None = None
     adapter: str | None = None
     timeout_s: float | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def callable_tools(self) -> Mapping[str, Tool]:
@@ -162,7 +165,7 @@ class Capabilities:
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """One generated token: text, natural-log probability, and the likeliest alternatives (text, logprob), best first."""
+    """One generated token: text, natural-log probability, likeliest alternatives (text, logprob), best first."""
 
     token: str
     logprob: float
@@ -203,7 +206,10 @@ class ToolCallDelta:
 
 @dataclass(frozen=True, slots=True)
 class Native:
-    """An answer or stream event exactly as an upstream sent it, so that the same wire can hand it on unchanged."""
+    """An answer or stream event exactly as an upstream sent it, so that the same wire can hand it on unchanged.
+
+    `event` is the stream event's name, "" if it has none; None marks a whole answer.
+    """
 
     wire: Wire
     payload: Json
@@ -277,7 +283,8 @@ class Attempt:
 
     `small` tells whose try it was. `decision` "shadow": made after the client was served, to learn from.
     `features` are the confidence features (see `confidence`); `confidence` is the calibrated P(correct) if there is a
-    calibrator. Times in seconds, cost in USD: `cost_usd` prices local machine time, `cost_usd_local_free` does not.
+    calibrator. Times in seconds, cost in USD (None: the price is unknown): `cost_usd` prices local machine time,
+    `cost_usd_local_free` does not.
     """
 
     stage: str
@@ -291,11 +298,17 @@ class Attempt:
     verdict: Verdict = Verdict()
     features: Mapping[str, float] = field(default_factory=dict)
     confidence: float | None = None
-    cost_usd: float = 0.0
-    cost_usd_local_free: float = 0.0
+    cost_usd: float | None = 0.0
+    cost_usd_local_free: float | None = 0.0
     seconds: float = 0.0
     first_token_s: float | None = None
     error: str | None = None
+
+
+def total_usd(costs: Iterable[float | None]) -> float | None:
+    """The sum in USD; None when one of them is unknown."""
+    known = list(costs)
+    return None if None in known else sum(c for c in known if c is not None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -322,9 +335,9 @@ class Record:
     config_hash: str
 
     @property
-    def cost_usd(self) -> float:
-        """What the call cost in USD, every attempt counted."""
-        return sum(a.cost_usd for a in self.attempts)
+    def cost_usd(self) -> float | None:
+        """What the call cost in USD, every attempt counted; None when the price of one is unknown."""
+        return total_usd(a.cost_usd for a in self.attempts)
 
     @property
     def escalated(self) -> bool:
