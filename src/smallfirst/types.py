@@ -93,8 +93,8 @@ class Request:
 
     `body` is the client's JSON object, never changed: a backend that speaks the same wire sends it upstream with only
     the intended fields replaced. `messages` are OpenAI chat message objects. `needs` names what a backend must be
-    capable of to answer at all (see `Capabilities.missing`). `headers` are the client's few that an upstream of the same
-    provider must see, by lower-case name: anthropic-beta, anthropic-version, openai-organization, openai-project,
+    capable of to answer at all (see `Capabilities.missing`). `headers` are the few of the client's that its provider
+    must see, by lower-case name: anthropic-beta, anthropic-version, openai-organization, openai-project,
     idempotency-key.
     """
 
