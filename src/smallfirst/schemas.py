@@ -1,0 +1,237 @@
+"""JSON Schemas as clients send them: refused when unusable, compiled once, applied without I/O and without hanging.
+
+`jsonschema-rs` does the validating (draft 2020-12 unless `$schema` names another, `format` asserted). References that
+leave the document are never fetched, and a pattern that backtracks without end counts as not matching.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Generic, NoReturn, TypeVar, cast
+
+import jsonschema_rs
+
+from smallfirst.errors import RequestError, TooLargeError
+from smallfirst.types import Json
+
+MAX_SCHEMA_CHARS = 512 * 1024
+MAX_SCHEMA_DEPTH = 100
+MAX_DEPTH = 128
+"""Deepest nesting of a JSON value in an answer."""
+MAX_UNFOLDED = 10_000
+"""Most subschemas that may apply to one and the same value: validation time is proportional to it."""
+PATTERN_OPTIONS = jsonschema_rs.FancyRegexOptions(backtrack_limit=100_000, size_limit=4 * 1024 * 1024)
+
+_IN_PLACE_LISTS = ("allOf", "anyOf", "oneOf")
+_IN_PLACE = ("not", "if", "then", "else")
+_T = TypeVar("_T")
+
+
+def canonical_json(value: Any) -> str:
+    """`value` as JSON with sorted keys and no white space: equal texts mean equal values and number types."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+class SchemaCache(Generic[_T]):
+    """The `size` last used results of `build(schema)`, found by a digest of the schema's canonical JSON."""
+
+    def __init__(self, build: Callable[[Json], _T], size: int = 512) -> None:
+        self._build = build
+        self._size = size
+        self._entries: OrderedDict[bytes, _T] = OrderedDict()
+
+    def __call__(self, schema: Json) -> _T:
+        text = canonical_json(schema).encode("utf-8", "surrogatepass")
+        key = hashlib.blake2b(text, digest_size=16).digest()
+        entry = self._entries.pop(key, None)
+        if entry is None:
+            entry = self._build(schema)
+        self._entries[key] = entry
+        while len(self._entries) > self._size:
+            self._entries.popitem(last=False)
+        return entry
+
+
+def _compile(schema: Json) -> jsonschema_rs.Validator:
+    return jsonschema_rs.validator_for(
+        dict(schema), validate_formats=True, pattern_options=PATTERN_OPTIONS, offline=True
+    )
+
+
+compiled = SchemaCache(_compile)
+"""The compiled validator of a schema that `check_schema` let pass; ValueError for one that it would refuse."""
+
+
+def check_schema(schema: Any, *, param: str) -> None:
+    """Refuse a schema that cannot be used; `param` names its place in the request.
+
+    Raises RequestError for one that is not a valid JSON Schema or that refers outside itself, and TooLargeError for
+    one over MAX_SCHEMA_CHARS, MAX_SCHEMA_DEPTH or MAX_UNFOLDED. Recursion through local references is fine.
+    """
+    if not isinstance(schema, Mapping):
+        _refuse(f"The schema at {param} is {elide(schema)}; a JSON Schema is an object.", param)
+    if depth(schema, MAX_SCHEMA_DEPTH) > MAX_SCHEMA_DEPTH:
+        raise TooLargeError(f"The schema at {param} nests deeper than {MAX_SCHEMA_DEPTH} levels.", param=param)
+    size = len(canonical_json(schema))
+    if size > MAX_SCHEMA_CHARS:
+        raise TooLargeError(
+            f"The schema at {param} has {size} characters; {MAX_SCHEMA_CHARS} are allowed.", param=param
+        )
+    try:
+        compiled(schema)
+    except (ValueError, jsonschema_rs.ReferencingError) as error:
+        _refuse(f"The schema at {param} is not usable: {_reason(error)}.", param)
+    if _unfolded(schema) > MAX_UNFOLDED:
+        raise TooLargeError(
+            f"The schema at {param} applies more than {MAX_UNFOLDED} subschemas to one value.",
+            hint="Its references multiply through allOf, anyOf or oneOf: list each definition once.",
+            param=param,
+        )
+
+
+def _refuse(message: str, param: str) -> NoReturn:
+    hint = "Write draft 2020-12 (or name another draft in $schema) and refer to definitions inside it, '#/$defs/NAME'."
+    raise RequestError(message, hint=hint, param=param)
+
+
+def _reason(error: ValueError | jsonschema_rs.ReferencingError) -> str:
+    message = error.message if hasattr(error, "message") else str(error)
+    where = "/".join(map(str, getattr(error, "instance_path", ())))
+    return elide_text(f"{message} at #/{where}" if where else message, 240).rstrip(".")
+
+
+def depth(value: Any, limit: int) -> int:
+    """How many arrays and objects are nested in `value`; stops counting just above `limit`."""
+    level, reached = [value], 0
+    while level := [item for item in level if isinstance(item, (Mapping, list, tuple)) and item]:
+        reached += 1
+        if reached > limit:
+            break
+        level = [child for item in level for child in (item.values() if isinstance(item, Mapping) else item)]
+    return reached
+
+
+def resolve(root: Json, reference: str) -> Any:
+    """What the local reference "#/..." points at; LookupError when it is not local or points at nothing."""
+    from urllib.parse import unquote
+
+    if reference != "#" and not reference.startswith("#/"):
+        raise LookupError(reference)
+    node: Any = root
+    for part in unquote(reference).split("/")[1:]:
+        name = part.replace("~1", "/").replace("~0", "~")
+        if isinstance(node, list):
+            node = node[int(name)] if name.isdigit() and int(name) < len(node) else None
+        else:
+            node = node.get(name) if isinstance(node, Mapping) else None
+        if node is None:
+            raise LookupError(reference)
+    return node
+
+
+def _in_place(root: Json, schema: Json) -> Iterator[Any]:
+    """The subschemas that apply to the same value as `schema` does."""
+    for keyword in _IN_PLACE_LISTS:
+        branches = schema.get(keyword)
+        yield from branches if isinstance(branches, list) else ()
+    yield from (schema[keyword] for keyword in _IN_PLACE if keyword in schema)
+    dependent = schema.get("dependentSchemas")
+    yield from dependent.values() if isinstance(dependent, Mapping) else ()
+    reference = schema.get("$ref")
+    if isinstance(reference, str):
+        try:
+            yield resolve(root, reference)
+        except LookupError:
+            return
+
+
+def _unfolded(root: Json) -> int:
+    """The most subschemas that apply to one value, references followed and cycles cut."""
+    counts: dict[int, int] = {}
+
+    def count(schema: Any) -> int:
+        if not isinstance(schema, Mapping):
+            return 1
+        if id(schema) not in counts:
+            counts[id(schema)] = 1
+            counts[id(schema)] = min(1 + sum(map(count, _in_place(root, schema))), MAX_UNFOLDED + 1)
+        return counts[id(schema)]
+
+    most, stack = 0, [cast(Any, root)]
+    while stack:
+        node = stack.pop()
+        if isinstance(node, Mapping):
+            most = max(most, count(node))
+            stack.extend(node.values())
+        elif isinstance(node, list):
+            stack.extend(node)
+    return most
+
+
+class JsonTextError(ValueError):
+    """A text that is not one JSON value; the message says why and where."""
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members = dict(pairs)
+    if len(members) < len(pairs):
+        seen: set[str] = set()
+        key = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise JsonTextError(f"the key {elide(key)} is repeated")
+    return members
+
+
+def _constant(name: str) -> NoReturn:
+    raise JsonTextError(f"{name} is not JSON")
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_constant)
+
+
+def parse_json(text: str) -> Any:
+    """The one JSON value that `text` is, strictly: no repeated keys, NaN, lone surrogates or nesting over MAX_DEPTH.
+
+    Raises JsonTextError.
+    """
+    try:
+        value = _DECODER.decode(text)
+        if "\\u" in text or not text.isascii():
+            json.dumps(value, ensure_ascii=False).encode()
+    except json.JSONDecodeError as error:
+        raise JsonTextError(f"{error.msg} at character {error.pos}") from None
+    except UnicodeEncodeError:
+        raise JsonTextError("it holds half of a surrogate pair") from None
+    except RecursionError:
+        raise JsonTextError(f"it nests deeper than {MAX_DEPTH} levels") from None
+    except JsonTextError:
+        raise
+    except ValueError as error:
+        raise JsonTextError(elide_text(str(error), 120)) from None
+    if text.count("[") + text.count("{") > MAX_DEPTH and depth(value, MAX_DEPTH) > MAX_DEPTH:
+        raise JsonTextError(f"it nests deeper than {MAX_DEPTH} levels")
+    return value
+
+
+def elide_text(text: str, limit: int) -> str:
+    """`text`, its middle left out when it is longer than `limit` characters."""
+    if len(text) <= limit:
+        return text
+    half = (limit - 3) // 2
+    return f"{text[:half]}...{text[-half:]}"
+
+
+def elide(value: Any, limit: int = 60) -> str:
+    """`value` as JSON for a message, its middle left out when it is longer than `limit` characters."""
+    return elide_text(json.dumps(value, ensure_ascii=False, default=repr), limit)
+
+
+def json_path(parts: list[str | int]) -> str:
+    """["a", 0, "b c"] as $.a[0]["b c"]."""
+    steps = (
+        f"[{part}]" if isinstance(part, int) else f".{part}" if part.isidentifier() else f"[{elide(part)}]"
+        for part in parts
+    )
+    return "$" + "".join(steps)

@@ -1,0 +1,314 @@
+"""What a JSON Schema says about a value before the value is complete: the static half of `incremental`.
+
+A schema is unfolded into alternatives (its anyOf, oneOf and if-then-else branches, through references), each a
+conjunction of plain subschemas, and each conjunction is summed up in a `Shape`. Shapes only ever claim what is certain:
+a keyword that is not understood, or a schema with too many alternatives, claims nothing. A complete value is judged by
+`jsonschema-rs` against the subschemas themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any
+
+import jsonschema_rs
+
+from smallfirst.schemas import PATTERN_OPTIONS, SchemaCache, resolve
+from smallfirst.types import Json
+
+Parts = frozenset[str]
+"""Subschemas that must all hold, as pointers into the schema ("#/properties/a")."""
+
+MAX_ALTERNATIVES = 64
+ANY_START = frozenset('{["-0tfn')
+"""First characters of JSON values; "0" stands for every digit."""
+
+_MAX_MEMO = 4096
+_STARTS = {
+    "object": "{",
+    "array": "[",
+    "string": '"',
+    "number": "-0",
+    "integer": "-0",
+    "boolean": "tf",
+    "null": "n",
+}
+_DRAFTS = {
+    jsonschema_rs.Draft4Validator: 4,
+    jsonschema_rs.Draft6Validator: 6,
+    jsonschema_rs.Draft7Validator: 7,
+    jsonschema_rs.Draft201909Validator: 2019,
+    jsonschema_rs.Draft202012Validator: 2020,
+}
+_FREE: list[Parts] = [frozenset()]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Shape:
+    """What is certain of a value in which all of `parts` hold.
+
+    starts: possible first characters; strings: the possible strings, sorted; names: the possible keys of an object,
+    sorted; None where anything may be. max_*: upper limits, None without one.
+    """
+
+    parts: Parts = frozenset()
+    starts: frozenset[str] = ANY_START
+    strings: tuple[str, ...] | None = None
+    max_length: int | None = None
+    names: tuple[str, ...] | None = None
+    max_properties: int | None = None
+    max_items: int | None = None
+
+
+class Shapes:
+    """All that `JsonPrefix` asks of one schema; built once per schema (`shapes_of`), shared by all streams."""
+
+    def __init__(self, schema: Json) -> None:
+        self.root: Parts = frozenset({"#"})
+        self._schema = dict(schema)
+        self._draft = _DRAFTS[jsonschema_rs.validator_cls_for(self._schema)]
+        self._validators = jsonschema_rs.validator_map_for(
+            self._schema, validate_formats=True, pattern_options=PATTERN_OPTIONS, offline=True
+        )
+        self._one_scope = not _rescopes(self._schema)
+        self._shapes: dict[Parts, tuple[Shape, ...]] = {}
+        self._patterns: dict[str, jsonschema_rs.Validator] = {}
+
+    def at(self, parts: Parts) -> tuple[Shape, ...]:
+        """The alternatives of a value in which `parts` hold; empty when no value is possible."""
+        known = self._shapes.get(parts)
+        if known is None:
+            if len(self._shapes) >= _MAX_MEMO:
+                self._shapes.clear()
+            alternatives = _product([self._alternatives(pointer, ()) for pointer in sorted(parts)])
+            shapes = (self._shape(alternative) for alternative in alternatives)
+            known = self._shapes[parts] = tuple(shape for shape in shapes if shape.starts)
+        return known
+
+    def holds(self, parts: Parts, value: Any) -> bool:
+        """Whether the complete `value` satisfies all of `parts`, by jsonschema-rs."""
+        return all(self._valid(pointer, value) for pointer in parts)
+
+    def member(self, shape: Shape, key: str) -> Parts | None:
+        """What must hold of the member `key` of an object of `shape`; None when it may not be there."""
+        found: set[str] = set()
+        for pointer in shape.parts:
+            schema = self._plain(pointer)
+            if "propertyNames" in schema and self._draft >= 6 and not self._valid(f"{pointer}/propertyNames", key):
+                return None
+            named = [f"{pointer}/properties/{_escape(key)}"] if key in schema.get("properties", ()) else []
+            patterns = schema.get("patternProperties", ())
+            named += [f"{pointer}/patternProperties/{_escape(p)}" for p in patterns if self._matches(p, key)]
+            if not named and "additionalProperties" in schema:
+                named = [f"{pointer}/additionalProperties"]
+            found.update(named)
+        return self._possible(frozenset(found))
+
+    def item(self, shape: Shape, index: int) -> Parts | None:
+        """What must hold of the item at `index` of an array of `shape`; None when it may not be there."""
+        if shape.max_items is not None and index >= shape.max_items:
+            return None
+        found: set[str] = set()
+        first, rest = ("prefixItems", "items") if self._draft >= 2020 else ("items", "additionalItems")
+        for pointer in shape.parts:
+            schema = self._plain(pointer)
+            head = schema.get(first)
+            if isinstance(head, list) and index < len(head):
+                found.add(f"{pointer}/{first}/{index}")
+            elif isinstance(head, (Mapping, bool)):
+                found.add(f"{pointer}/{first}")
+            elif rest in schema and (isinstance(head, list) or rest == "items"):
+                found.add(f"{pointer}/{rest}")
+        return self._possible(frozenset(found))
+
+    def why(self, parts: Iterable[str], value: Any) -> str:
+        """The first complaint of jsonschema-rs about `value`."""
+        for pointer in sorted(parts):
+            for error in self._validators[pointer].iter_errors(value) if pointer in self._validators else ():
+                return error.message
+        return "it does not satisfy its schema"
+
+    def _possible(self, parts: Parts) -> Parts | None:
+        return parts if self.at(parts) else None
+
+    def _valid(self, pointer: str, value: Any) -> bool:
+        """A subschema that cannot be judged alone (its references depend on where it stands) counts as satisfied."""
+        if pointer != "#" and not (self._one_scope and pointer in self._validators):
+            return True
+        return self._validators[pointer].is_valid(value)
+
+    def _matches(self, pattern: str, key: str) -> bool:
+        if pattern not in self._patterns:
+            self._patterns[pattern] = jsonschema_rs.validator_for({"pattern": pattern}, pattern_options=PATTERN_OPTIONS)
+        return self._patterns[pattern].is_valid(key)
+
+    def _plain(self, pointer: str) -> Json:
+        """The schema at `pointer`; {} for a boolean one, which `_alternatives` has dealt with."""
+        found = resolve_escaped(self._schema, pointer)
+        return found if isinstance(found, Mapping) else {}
+
+    def _alternatives(self, pointer: str, above: tuple[str, ...]) -> list[Parts]:
+        """The subschema at `pointer` as a disjunction of conjunctions of plain subschemas."""
+        schema = resolve_escaped(self._schema, pointer)
+        if schema is False:
+            return []
+        if schema is True or pointer in above or not isinstance(schema, Mapping):
+            return _FREE
+        within = (*above, pointer)
+        reference = [self._reference(schema["$ref"], within)] if "$ref" in schema else []
+        if reference and self._draft <= 7:
+            return reference[0]
+        groups = [[frozenset({pointer})], *reference]
+        groups += [self._alternatives(f"{pointer}/allOf/{i}", within) for i in _indices(schema, "allOf")]
+        for keyword in ("anyOf", "oneOf"):
+            branches = [self._alternatives(f"{pointer}/{keyword}/{i}", within) for i in _indices(schema, keyword)]
+            if branches:
+                groups.append(_distinct(alternative for branch in branches for alternative in branch))
+        if self._draft >= 7 and "if" in schema and ("then" in schema or "else" in schema):
+            then = [self._alternatives(f"{pointer}/{k}", within) for k in ("if", "then") if k in schema]
+            otherwise = self._alternatives(f"{pointer}/else", within) if "else" in schema else _FREE
+            groups.append(_distinct([*_product(then), *otherwise]))
+        return _product(groups)
+
+    def _reference(self, reference: Any, within: tuple[str, ...]) -> list[Parts]:
+        try:
+            if not self._one_scope:
+                return _FREE
+            pointer = _pointer(reference)
+            resolve(self._schema, reference)
+        except LookupError:
+            return _FREE
+        return self._alternatives(pointer, within)
+
+    def _shape(self, parts: Parts) -> Shape:
+        schemas = [self._plain(pointer) for pointer in parts]
+        literals = [values for schema in schemas for values in self._literals(schema)]
+        starts = reduce(frozenset.__and__, map(_literal_starts, literals), ANY_START)
+        texts = [{value for value in values if isinstance(value, str)} for values in literals]
+        return Shape(
+            parts=parts,
+            starts=reduce(frozenset.__and__, (self._starts(schema) for schema in schemas), starts),
+            strings=tuple(sorted(set.intersection(*texts))) if texts else None,
+            max_length=_least(schemas, "maxLength"),
+            names=_closed_names(schemas),
+            max_properties=_least(schemas, "maxProperties"),
+            max_items=_least(schemas, "maxItems"),
+        )
+
+    def _literals(self, schema: Json) -> Iterator[list[Any]]:
+        if isinstance(schema.get("enum"), list):
+            yield schema["enum"]
+        if "const" in schema and self._draft >= 6:
+            yield [schema["const"]]
+
+    def _starts(self, schema: Json) -> frozenset[str]:
+        """First characters that type and bounds allow. A number below 0 starts with "-", and so may 0 itself."""
+        types = schema.get("type", list(_STARTS))
+        starts = set("".join(_STARTS[name] for name in ([types] if isinstance(types, str) else types)))
+        strict = self._draft >= 6
+        low, above = _number(schema, "minimum"), _number(schema, "exclusiveMinimum") if strict else None
+        high, below = _number(schema, "maximum"), _number(schema, "exclusiveMaximum") if strict else None
+        if (low is not None and low > 0) or (above is not None and above >= 0):
+            starts.discard("-")
+        if (high is not None and high < 0) or (below is not None and below <= 0):
+            starts.discard("0")
+        return frozenset(starts)
+
+
+shapes_of = SchemaCache(Shapes, size=256)
+"""The `Shapes` of a schema, cached; ValueError for a schema that `schemas.check_schema` refuses."""
+
+
+def resolve_escaped(root: Json, pointer: str) -> Any:
+    """The subschema at a JSON pointer "#/a~1b" (not percent-encoded), or True where there is none."""
+    node: Any = root
+    for part in pointer.split("/")[1:]:
+        name = part.replace("~1", "/").replace("~0", "~")
+        node = (
+            node[int(name)] if isinstance(node, list) else node.get(name, True) if isinstance(node, Mapping) else True
+        )
+    return node
+
+
+def _pointer(reference: Any) -> str:
+    from urllib.parse import unquote
+
+    if not isinstance(reference, str):
+        raise LookupError(reference)
+    return unquote(reference)
+
+
+def _escape(name: str) -> str:
+    return name.replace("~", "~0").replace("/", "~1")
+
+
+def _rescopes(node: Any) -> bool:
+    """Whether references may mean different things in different places: an `$id` inside, or dynamic references."""
+    stack = [(node, True)]
+    while stack:
+        item, top = stack.pop()
+        if isinstance(item, Mapping):
+            if any(key in item for key in ("$dynamicRef", "$recursiveRef", "$dynamicAnchor", "$recursiveAnchor")):
+                return True
+            if not top and any(isinstance(item.get(key), str) for key in ("$id", "id", "$schema")):
+                return True
+            stack.extend((child, False) for child in item.values())
+        elif isinstance(item, list):
+            stack.extend((child, False) for child in item)
+    return False
+
+
+def _indices(schema: Json, keyword: str) -> range:
+    branches = schema.get(keyword)
+    return range(len(branches) if isinstance(branches, list) else 0)
+
+
+def _distinct(alternatives: Iterable[Parts]) -> list[Parts]:
+    """Each once; nothing is claimed when there are too many to follow."""
+    unique = list(dict.fromkeys(alternatives))
+    return unique if len(unique) <= MAX_ALTERNATIVES else _FREE
+
+
+def _product(groups: list[list[Parts]]) -> list[Parts]:
+    """The conjunction of disjunctions, as a disjunction; a group that would make too many is left out."""
+    result = _FREE
+    for group in groups:
+        if len(result) * len(group) <= MAX_ALTERNATIVES:
+            result = list(dict.fromkeys(left | right for left in result for right in group))
+    return result
+
+
+def _literal_starts(values: list[Any]) -> frozenset[str]:
+    starts: set[str] = set()
+    for value in values:
+        if isinstance(value, bool):
+            starts.add("t" if value else "f")
+        elif isinstance(value, (int, float)):
+            starts.update(*(("-",) if value <= 0 else ()), *(("0",) if value >= 0 else ()))
+        else:
+            starts.add(
+                '"' if isinstance(value, str) else "n" if value is None else "[" if isinstance(value, list) else "{"
+            )
+    return frozenset(starts)
+
+
+def _number(schema: Json, keyword: str) -> float | None:
+    value = schema.get(keyword)
+    return value if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+
+
+def _least(schemas: list[Json], keyword: str) -> int | None:
+    limits = [limit for schema in schemas if (limit := _number(schema, keyword)) is not None]
+    return int(min(limits)) if limits else None
+
+
+def _closed_names(schemas: list[Json]) -> tuple[str, ...] | None:
+    """The keys that every subschema which lists all its keys allows; None when none does."""
+    closed = [
+        {name for name, schema in one.get("properties", {}).items() if schema is not False}
+        for one in schemas
+        if one.get("additionalProperties") is False and not one.get("patternProperties")
+    ]
+    return tuple(sorted(set.intersection(*closed))) if closed else None
