@@ -17,9 +17,9 @@ class Allowance:
     seconds: float | None = None
     spent_usd: float = field(default=0.0, init=False)
 
-    def allows(self, usd: float, now: float) -> bool:
-        """Whether a stage that is expected to cost `usd` may start at `now`."""
-        in_money = self.usd is None or self.spent_usd + usd <= self.usd
+    def allows(self, usd: float | None, now: float) -> bool:
+        """Whether a stage that is expected to cost `usd` (None: unknown, so never within a limit) may start at `now`."""
+        in_money = self.usd is None or (usd is not None and self.spent_usd + usd <= self.usd)
         return in_money and (self.seconds is None or now - self.started < self.seconds)
 
     def left_s(self, now: float, at_most: float) -> float:

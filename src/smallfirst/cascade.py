@@ -45,10 +45,11 @@ class Sink(Protocol):
 
 
 class Pricing(Protocol):
-    """What stages cost in USD: `cost` after the fact as (local machine time priced, local free), `expected` before."""
+    """What stages cost in USD, None where the price is unknown: `cost` after the fact as (local machine time priced,
+    local free), `expected` before, for an answer as long as the request allows."""
 
-    def cost(self, stage: Stage, usage: Usage) -> tuple[float, float]: ...
-    def expected(self, stage: Stage, request: Request) -> float: ...
+    def cost(self, stage: Stage, usage: Usage) -> tuple[float | None, float | None]: ...
+    def expected(self, stage: Stage, request: Request) -> float | None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,16 +84,24 @@ class Cascade:
     pricing: Pricing
     clock: Callable[[], float]
 
-    async def run(self, route: Route, request: Request, allowance: Allowance, sink: Sink | None = None) -> Outcome:
+    async def run(
+        self,
+        route: Route,
+        request: Request,
+        allowance: Allowance,
+        sink: Sink | None = None,
+        attempts: list[Attempt] | None = None,
+    ) -> Outcome:
         """Answer `request`; with a `sink` the last stage is streamed into it.
 
-        Errors of backends end in the outcome, not as exceptions. Cancelling the task cancels the backend's work.
+        Errors of backends end in the outcome, not as exceptions. Cancelling the task cancels the backend's work;
+        `attempts` is filled as they are made, so that a cancelled call can be recorded too.
         """
-        attempts: list[Attempt] = []
+        attempts = [] if attempts is None else attempts
         error: SmallfirstError | None = None
         for stage in route.stages:
             last = stage is route.stages[-1]
-            if not allowance.allows(self.pricing.expected(stage, request), self.clock()):
+            if not self._affordable(stage, request, allowance):
                 error = NoAnswerError(
                     "The call's budget does not allow another attempt.", hint="Raise max_usd or max_seconds."
                 )
@@ -102,14 +111,18 @@ class Cascade:
             attempts += [t.attempt for t in tries]
             error = tries[-1].error or error
             if attempts[-1].decision == "accept":
-                return _accepted(route, stage, attempts)
-        return _fallback(attempts, error, streamed=sink is not None)
+                return _accepted(stage, attempts)
+        return _fallback(attempts, error, streamed=sink is not None and attempts[-1].first_token_s is not None)
 
     async def shadow(self, stage: Stage, request: Request, allowance: Allowance) -> tuple[Attempt, ...]:
         """Answer `request` as `stage` would have, for the record only."""
         route = Route("", "observe", (stage,))
         tries = await self._stage(route, stage, request, allowance, None)
         return tuple(replace(t.attempt, decision="shadow") for t in tries)
+
+    def _affordable(self, stage: Stage, request: Request, allowance: Allowance) -> bool:
+        expected = 0.0 if allowance.usd is None else self.pricing.expected(stage, request)
+        return allowance.allows(expected, self.clock())
 
     async def _stage(
         self, route: Route, stage: Stage, request: Request, allowance: Allowance, sink: Sink | None
@@ -123,7 +136,7 @@ class Cascade:
             repairable = sink is None and attempt.completion is not None and not attempt.verdict.ok
             if attempt.decision == "accept" or not repairable or repairs == stage.repairs:
                 break
-            if not allowance.allows(self.pricing.expected(stage, asked), self.clock()):
+            if not self._affordable(stage, asked, allowance):
                 break
             asked = _continued(asked, repair_messages(request, cast(Completion, attempt.completion), attempt.verdict))
         return tries
@@ -138,7 +151,7 @@ class Cascade:
         error = await run.finish(timeout)
         usage = run.answer.usage
         priced, free = self.pricing.cost(stage, usage)
-        allowance.spend(priced)
+        allowance.spend(priced or 0.0)
         completion = None if error else run.answer.completion()
         verdict = Verdict() if completion is None else self.check(asked, completion)
         watched = completion is not None and (stage.small or route.calibrator is not None)
@@ -231,7 +244,7 @@ def _decide(
     return "accept", route.reason
 
 
-def _accepted(route: Route, stage: Stage, attempts: list[Attempt]) -> Outcome:
+def _accepted(stage: Stage, attempts: list[Attempt]) -> Outcome:
     served = len(attempts) - 1
     earlier = [a for a in attempts if a.stage != stage.name]
     reason = earlier[-1].reason if earlier else attempts[-1].reason
@@ -239,10 +252,13 @@ def _accepted(route: Route, stage: Stage, attempts: list[Attempt]) -> Outcome:
 
 
 def _fallback(attempts: list[Attempt], error: SmallfirstError | None, *, streamed: bool) -> Outcome:
-    """No stage accepted: the last valid answer if there is one, else the clearest error there is."""
+    """No stage accepted: the last valid answer if there is one, else the clearest error there is.
+
+    Once bytes of another answer went out (`streamed`), there is only the error.
+    """
     last = attempts[-1]
     for index in range(len(attempts) - 1, -1, -1):
-        if attempts[index].completion is not None and attempts[index].verdict.ok:
+        if not streamed and attempts[index].completion is not None and attempts[index].verdict.ok:
             return Outcome(tuple(attempts), index, "abstain", f"fallback:{last.reason}")
     if error is None or (last.error is None and last.reason != "budget"):
         said = "; ".join(v.message for v in last.verdict.violations[:3])

@@ -1,0 +1,198 @@
+"""The composition root: a `Config` becomes the live parts that answer calls, the same online and offline."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import msgspec
+
+from smallfirst import models
+from smallfirst.backends.anthropic import AnthropicBackend
+from smallfirst.backends.fake import FakeBackend
+from smallfirst.backends.llamacpp import EngineConfig, LlamaCppBackend
+from smallfirst.backends.openai import PRESETS, OpenAIBackend
+from smallfirst.backends.toolprompt import constraint_schema
+from smallfirst.cascade import Cascade
+from smallfirst.config import Config, ModelConfig, Policy
+from smallfirst.errors import ConfigError
+from smallfirst.prices import Price, PriceList
+from smallfirst.router import Candidate
+from smallfirst.store import Keyring, Store, open_store
+from smallfirst.types import Backend, Capabilities, Completion, Request, Stage, Usage, Verdict
+from smallfirst.validators import Validator, task_validator, validate
+
+DEFAULT_OUTPUT_TOKENS = 1024
+CHARACTERS_PER_TOKEN = 4
+
+
+class StagePricing:
+    """What stages cost: embedded models by machine time, hosted ones by the price list or the configuration."""
+
+    def __init__(self, config: Config) -> None:
+        self._machine = {
+            name: Price(machine_usd_per_hour=model.machine_usd_per_hour or config.machine_usd_per_hour)
+            for name, model in config.models.items()
+            if model.backend == "llamacpp" or model.machine_usd_per_hour is not None
+        }
+        self._fixed = {name: Price(**msgspec.structs.asdict(m.price)) for name, m in config.models.items() if m.price}
+        self._list = PriceList()
+
+    def cost(self, stage: Stage, usage: Usage) -> tuple[float | None, float | None]:
+        """(local machine time priced, local free), in USD; None where the price is unknown."""
+        if (machine := self._machine.get(stage.name)) is not None:
+            return machine.cost(usage), 0.0
+        fixed = self._fixed.get(stage.name)
+        usd = fixed.cost(usage) if fixed else self._list.cost(stage.model, None, usage)
+        return usd, usd
+
+    def expected(self, stage: Stage, request: Request) -> float | None:
+        """Upper estimate in USD: every character sent at four to a token, and an answer as long as allowed."""
+        if stage.name in self._machine:
+            return 0.0
+        sent = len(msgspec.json.encode((request.messages, request.tools))) // CHARACTERS_PER_TOKEN
+        wanted = (request.sampling.max_tokens or DEFAULT_OUTPUT_TOKENS) * request.sampling.n
+        return self.cost(stage, Usage(input_tokens=sent, output_tokens=wanted))[0]
+
+    def known(self, model: str) -> bool:
+        """Whether the price list knows a model of this name."""
+        return self._list.cost(model, None, Usage()) is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Assembly:
+    """The parts, started: `candidates` by model name, `cascades` by task ("" for all others)."""
+
+    config: Config
+    candidates: Mapping[str, Candidate]
+    cascades: Mapping[str, Cascade]
+    pricing: StagePricing
+    store: Store
+
+
+@asynccontextmanager
+async def assemble(config: Config, env: Mapping[str, str] | None = None) -> AsyncIterator[Assembly]:
+    """Start the store and every configured backend; close them in reverse order.
+
+    Raises ConfigError for settings that cannot work, ModelFileError for weights, StoreError for the database.
+    """
+    env = os.environ if env is None else env
+    async with AsyncExitStack() as stack:
+        store = await open_configured_store(config, env)
+        stack.push_async_callback(store.close)
+        candidates = {}
+        for name, model in config.models.items():
+            backend = build_backend(name, model, env)
+            await backend.start()
+            stack.push_async_callback(backend.close)
+            candidates[name] = _candidate(name, model, backend)
+        pricing = StagePricing(config)
+        policies = {"": config.cascade, **config.tasks}
+        cascades = {task: _cascade(policy, pricing) for task, policy in policies.items()}
+        yield Assembly(config, candidates, cascades, pricing, store)
+
+
+async def open_configured_store(config: Config, env: Mapping[str, str]) -> Store:
+    """The store that `config` names, with the encryption keys that `env` holds."""
+    secret = env.get(config.store.encryption_key_env, "")
+    keyring = Keyring.parse(secret) if secret else None
+    return await open_store(config.store.url, keyring=keyring, durability=config.store.durability)
+
+
+def build_backend(name: str, model: ModelConfig, env: Mapping[str, str]) -> Backend:
+    """The backend of one `[models.NAME]` table, not started."""
+    return _BUILDERS[model.backend](name, model, env)
+
+
+def _llamacpp(name: str, model: ModelConfig, env: Mapping[str, str]) -> Backend:
+    del env
+    adapters = {n: Path(p).expanduser() for n, p in model.adapters.items()}
+    return LlamaCppBackend(
+        EngineConfig(
+            weights=models.locate(model.weights),
+            name=name,
+            context=model.context,
+            slots=model.slots,
+            threads=model.threads,
+            batch_threads=model.batch_threads,
+            adapters=adapters,
+        )
+    )
+
+
+def _openai(name: str, model: ModelConfig, env: Mapping[str, str]) -> Backend:
+    preset = model.preset or ("openai" if not model.base_url else "compatible")
+    if preset not in PRESETS:
+        raise ConfigError(f"models.{name}.preset is {preset!r}.", hint=f"Allowed: {', '.join(PRESETS)}.")
+    return OpenAIBackend(
+        name=name,
+        base_url=model.base_url or "https://api.openai.com/v1",
+        api_key=_api_key(name, model, env),
+        capabilities=_capabilities(PRESETS[preset], model),
+        max_retries=model.max_retries,
+    )
+
+
+def _anthropic(name: str, model: ModelConfig, env: Mapping[str, str]) -> Backend:
+    return AnthropicBackend(
+        name=name,
+        base_url=model.base_url or "https://api.anthropic.com",
+        api_key=_api_key(name, model, env),
+        max_retries=model.max_retries,
+    )
+
+
+def _fake(name: str, model: ModelConfig, env: Mapping[str, str]) -> Backend:
+    del env, model
+    return FakeBackend(name)
+
+
+_BUILDERS = {"llamacpp": _llamacpp, "openai": _openai, "anthropic": _anthropic, "fake": _fake}
+
+
+def _api_key(name: str, model: ModelConfig, env: Mapping[str, str]) -> str:
+    if not model.api_key_env:
+        return ""
+    if not (key := env.get(model.api_key_env)):
+        raise ConfigError(
+            f"models.{name}.api_key_env names {model.api_key_env!r}, which is not set.",
+            hint=f"export {model.api_key_env}=..., or remove the model.",
+        )
+    return key
+
+
+def _capabilities(preset: Capabilities, model: ModelConfig) -> Capabilities:
+    return msgspec.structs.replace(preset, modalities=frozenset(model.modalities)) if model.modalities else preset
+
+
+def _candidate(name: str, model: ModelConfig, backend: Backend) -> Candidate:
+    asked = model.model or (model.weights if model.backend in {"llamacpp", "fake"} else "")
+    stage = Stage(
+        name,
+        backend,
+        asked or name if model.backend in {"llamacpp", "fake"} else asked,
+        small=model.is_small,
+        adapter=model.adapter or None,
+        timeout_s=model.timeout_s,
+    )
+    return Candidate(stage, model.models)
+
+
+def _cascade(policy: Policy, pricing: StagePricing) -> Cascade:
+    """A cascade that checks answers as `policy` says."""
+    extra = tuple(task_validator(_spec(v)) for v in policy.validators)
+    return Cascade(partial(_check, extra), constraint_schema, pricing, time.monotonic)
+
+
+def _check(extra: tuple[Validator, ...], request: Request, completion: Completion) -> Verdict:
+    return validate(completion, request, extra)
+
+
+def _spec(validator: msgspec.Struct) -> dict[str, str]:
+    """A validator's table without the keys that were not given."""
+    return {k: v for k, v in msgspec.structs.asdict(validator).items() if v}

@@ -1,0 +1,191 @@
+"""The routes: each hands an `Exchange` to the gateway, and every error leaves in its wire's own shape."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from typing import Any, Literal, cast
+
+import msgspec
+import structlog
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.routing import BaseRoute, Route
+from starlette.types import Receive, Scope, Send
+
+from smallfirst import __version__
+from smallfirst.errors import LimitError, NotFoundError, RequestError, SmallfirstError, UpstreamError
+from smallfirst.serve.exchange import ClientGone, Exchange
+from smallfirst.serve.gateway import Failed, Gateway, new_id
+from smallfirst.serve.openapi import description
+from smallfirst.types import Feedback, Role, Wire
+from smallfirst.wire import WIRES
+
+Handler = Callable[[Gateway, Exchange], Awaitable[None]]
+log = structlog.get_logger("smallfirst")
+CREATED = int(time.time())
+
+
+def create_app(open_gateway: Callable[[], Any], *, keyless: bool, write_timeout_s: float = 30) -> Starlette:
+    """The ASGI application. `open_gateway` is an async context manager that yields the running `Gateway`.
+
+    `keyless` restricts the Host header to this machine's names, so that a web page cannot reach a gateway that asks
+    for no key through a name of its own (DNS rebinding).
+    """
+    held: dict[str, Gateway] = {}
+
+    @asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        async with open_gateway() as held["gateway"]:
+            yield
+
+    def endpoint(path: str, method: str, wire: Wire, handler: Handler) -> BaseRoute:
+        return Route(path, cast(Any, _Endpoint(held, handler, wire, write_timeout_s)), methods=[method])
+
+    routes = [
+        endpoint("/v1/chat/completions", "POST", "chat", _answer("chat")),
+        endpoint("/v1/responses", "POST", "responses", _answer("responses")),
+        endpoint("/v1/messages", "POST", "messages", _answer("messages")),
+        endpoint("/v1/embeddings", "POST", "chat", _embeddings),
+        endpoint("/v1/models", "GET", "chat", _models),
+        endpoint("/v1/feedback", "POST", "chat", _feedback),
+        endpoint("/healthz", "GET", "chat", _healthz),
+        endpoint("/readyz", "GET", "chat", _readyz),
+        endpoint("/metrics", "GET", "chat", _metrics),
+        endpoint("/openapi.json", "GET", "chat", _openapi),
+    ]
+    hosts = ["127.0.0.1", "localhost", "[::1]", "testserver"]
+    middleware = [Middleware(TrustedHostMiddleware, allowed_hosts=hosts, www_redirect=False)] if keyless else []
+    return Starlette(routes=routes, lifespan=lifespan, middleware=middleware, exception_handlers=_PLAIN_ERRORS)
+
+
+class _Endpoint:
+    """An ASGI application for one route: the one place where any exception becomes an answer."""
+
+    def __init__(self, held: Mapping[str, Gateway], handler: Handler, wire: Wire, write_timeout_s: float) -> None:
+        self._held, self._handler, self._wire, self._write_timeout = held, handler, wire, write_timeout_s
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        exchange = Exchange(scope, receive, send, write_timeout_s=self._write_timeout)
+        gateway = self._held["gateway"]
+        try:
+            await self._handler(gateway, exchange)
+        except ClientGone:
+            return
+        except Failed as err:
+            await self._error(exchange, err.error, err.headers)
+        except SmallfirstError as err:
+            gateway.telemetry.refused(err.code)
+            await self._error(exchange, err, {})
+        except Exception:
+            log.exception("defect", path=scope["path"])
+            await self._error(exchange, SmallfirstError("The gateway failed.", hint="Its log says why."), {})
+
+    async def _error(self, exchange: Exchange, err: SmallfirstError, headers: Mapping[str, str]) -> None:
+        if exchange.started:
+            raise ClientGone from err
+        status, more = err.status, dict(headers)
+        if isinstance(err, UpstreamError):
+            status = err.upstream_status
+        if isinstance(err, LimitError | UpstreamError) and err.retry_after is not None:
+            more["retry-after"] = str(max(1, round(err.retry_after)))
+        await exchange.reply(status, msgspec.json.encode(WIRES[self._wire].error(err)), more)
+
+
+def _answer(wire: Wire) -> Handler:
+    return lambda gateway, exchange: gateway.answer(wire, exchange)
+
+
+async def _embeddings(gateway: Gateway, exchange: Exchange) -> None:
+    """Pass through to the first configured server that makes embeddings."""
+    raw = await _authenticated_body(gateway, exchange)
+    for candidate in gateway.candidates.values():
+        backend = candidate.stage.backend
+        if backend.capabilities.embeddings:
+            status, headers, body = await cast(Any, backend).embeddings(raw)
+            await exchange.reply(status, body, headers)
+            return
+    raise NotFoundError("No configured model makes embeddings.", hint="Configure a server with preset 'openai'.")
+
+
+async def _models(gateway: Gateway, exchange: Exchange) -> None:
+    """The names that a call may use; patterns of names that are handed on are listed as they are."""
+    await gateway.access.authenticate(exchange.headers)
+    names: dict[str, str] = {"auto": "smallfirst"}
+    for name, candidate in gateway.candidates.items():
+        for model in (candidate.stage.model or name, *candidate.patterns):
+            names.setdefault(model, candidate.stage.backend.name)
+    data = [{"id": n, "object": "model", "created": CREATED, "owned_by": owner} for n, owner in names.items()]
+    await exchange.reply(200, msgspec.json.encode({"object": "list", "data": data}))
+
+
+class _FeedbackBody(msgspec.Struct, forbid_unknown_fields=True):
+    record_id: str
+    kind: Literal["correct", "score", "answer", "comment"]
+    value: Any
+    source: str = "api"
+
+
+_KINDS: Mapping[str, tuple[type, ...]] = {
+    "correct": (bool,),
+    "score": (float, int),
+    "comment": (str,),
+    "answer": (dict, list, str),
+}
+
+
+async def _feedback(gateway: Gateway, exchange: Exchange) -> None:
+    """A later label of a record."""
+    raw = await _authenticated_body(gateway, exchange)
+    try:
+        body = msgspec.json.decode(raw, type=_FeedbackBody)
+    except (msgspec.DecodeError, UnicodeDecodeError) as err:
+        raise RequestError(f"The feedback cannot be read: {err}.", hint="Send record_id, kind and value.") from None
+    if not isinstance(body.value, _KINDS[body.kind]) or (body.kind == "score" and isinstance(body.value, bool)):
+        kinds = " or ".join(t.__name__ for t in _KINDS[body.kind])
+        raise RequestError(f"The value of {body.kind!r} is {body.value!r}; allowed is {kinds}.", param="value")
+    feedback = Feedback(new_id(), body.record_id, time.time(), body.kind, body.value, body.source)
+    await gateway.store.add_feedback(feedback)
+    await exchange.reply(201, msgspec.json.encode({"id": feedback.id, "record_id": feedback.record_id}))
+
+
+async def _healthz(_: Gateway, exchange: Exchange) -> None:
+    """Alive: the process answers."""
+    await exchange.reply(200, msgspec.json.encode({"status": "ok", "version": __version__}))
+
+
+async def _readyz(gateway: Gateway, exchange: Exchange) -> None:
+    """Ready: a record could be made durable now."""
+    await gateway.store.ping()
+    await exchange.reply(200, b'{"status":"ready"}')
+
+
+async def _metrics(gateway: Gateway, exchange: Exchange) -> None:
+    await gateway.access.authenticate(exchange.headers, cast(Role, "viewer"))
+    kind = "text/plain; version=0.0.4; charset=utf-8"
+    await exchange.reply(200, gateway.telemetry.exposition(), media_type=kind)
+
+
+async def _openapi(_: Gateway, exchange: Exchange) -> None:
+    await exchange.reply(200, msgspec.json.encode(description()))
+
+
+async def _authenticated_body(gateway: Gateway, exchange: Exchange) -> bytes:
+    await gateway.access.authenticate(exchange.headers)
+    server = gateway.config.server
+    return await exchange.body(limit=int(server.max_body_mb * 2**20), timeout_s=server.body_timeout_s)
+
+
+async def _no_route(request: Any, err: Any) -> Any:
+    """Unknown paths and methods, in OpenAI's shape."""
+    from starlette.responses import Response
+
+    what = f"{request.method} {request.url.path}"
+    wrong = NotFoundError(f"There is no {what} here.", hint="See /openapi.json for what there is.")
+    body = msgspec.json.encode(WIRES["chat"].error(wrong))
+    return Response(body, err.status_code, headers=err.headers, media_type="application/json")
+
+
+_PLAIN_ERRORS: Mapping[Any, Any] = {404: _no_route, 405: _no_route}

@@ -1,0 +1,120 @@
+"""One HTTP exchange over ASGI: a bounded body, an answer that may stream, and the client's hanging up.
+
+It is what Starlette's Request and Response would be used for, less what the hot path does not need.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from functools import cached_property
+from typing import Any
+
+from starlette.types import Receive, Scope, Send
+
+from smallfirst.errors import RequestError, SlowClientError, TooLargeError
+
+JSON_TYPE = "application/json"
+STREAM = {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache", "x-accel-buffering": "no"}
+
+
+class ClientGone(Exception):
+    """The client hung up, or reads too slowly to be served."""
+
+
+class Exchange:
+    """A request as it arrives and the answer as it leaves."""
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send, *, write_timeout_s: float) -> None:
+        self.scope = scope
+        self.started = False
+        self._receive, self._send, self._write_timeout = receive, send, write_timeout_s
+
+    @cached_property
+    def headers(self) -> Mapping[str, str]:
+        """Header names in lower case; of a repeated header the last value."""
+        return {k.decode("latin-1"): v.decode("latin-1") for k, v in self.scope["headers"]}
+
+    async def body(self, *, limit: int, timeout_s: float) -> bytes:
+        """The whole body. Raises TooLargeError over `limit` bytes, SlowClientError after `timeout_s`, ClientGone."""
+        length = self.headers.get("content-length", "0")
+        if length.isdigit() and int(length) > limit:
+            raise _too_large(int(length), limit)
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await self._read(limit)
+        except TimeoutError:
+            raise SlowClientError(f"The body did not arrive within {timeout_s:g} s.") from None
+
+    async def _read(self, limit: int) -> bytes:
+        parts, size = [], 0
+        while True:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                raise ClientGone
+            part = message.get("body", b"")
+            size += len(part)
+            if size > limit:
+                raise _too_large(size, limit)
+            parts.append(part)
+            if not message.get("more_body"):
+                return b"".join(parts)
+
+    async def reply(
+        self, status: int, body: bytes, headers: Mapping[str, str] | None = None, media_type: str = JSON_TYPE
+    ) -> None:
+        """Send a complete answer."""
+        raw = _encode({"content-type": media_type, "content-length": str(len(body)), **(headers or {})})
+        self.started = True
+        await self._write({"type": "http.response.start", "status": status, "headers": raw})
+        await self._write({"type": "http.response.body", "body": body})
+
+    async def start_stream(self, headers: Mapping[str, str]) -> None:
+        """Begin a stream of server-sent events."""
+        fixed = {
+            "content-type": "text/event-stream; charset=utf-8",
+            "cache-control": "no-cache",
+            "x-accel-buffering": "no",
+        }
+        self.started = True
+        await self._write({"type": "http.response.start", "status": 200, "headers": _encode({**fixed, **headers})})
+
+    async def write(self, data: bytes, *, last: bool = False) -> None:
+        """Send a piece of a stream. Raises ClientGone when the client does not take it in time."""
+        await self._write({"type": "http.response.body", "body": data, "more_body": not last})
+
+    async def _write(self, message: Mapping[str, Any]) -> None:
+        try:
+            async with asyncio.timeout(self._write_timeout):
+                await self._send(dict(message))
+        except (TimeoutError, OSError):
+            raise ClientGone from None
+
+    async def while_connected(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Run `work` (after the body was read); when the client hangs up, cancel it and raise ClientGone."""
+        task = asyncio.ensure_future(work())
+        gone = asyncio.ensure_future(self._receive())
+        try:
+            await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if not task.done():
+                task.cancel()
+                await asyncio.wait({task})
+                raise ClientGone
+            await task
+        finally:
+            task.cancel()
+            gone.cancel()
+
+
+def _too_large(size: int, limit: int) -> TooLargeError:
+    return TooLargeError(
+        f"The body has {size} bytes or more; allowed are {limit}.", hint="Raise server.max_body_mb in smallfirst.toml."
+    )
+
+
+def _encode(headers: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
+    """Headers as ASGI wants them. Raises RequestError for a value that could smuggle in another header."""
+    for name, value in headers.items():
+        if "\r" in value or "\n" in value or "\0" in value:
+            raise RequestError(f"The value of {name} has a line break: {value!r}.")
+    return [(k.encode("latin-1"), v.encode("latin-1", "replace")) for k, v in headers.items()]

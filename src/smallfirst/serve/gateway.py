@@ -1,0 +1,243 @@
+"""The whole path of a call, on one screen: authenticate, parse, route, run the cascade, record, answer.
+
+A call is not acknowledged before its record is durable: a plain answer is sent, and a stream is ended, only after
+`store.append` returned.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import msgspec
+
+from smallfirst.budget import Allowance
+from smallfirst.cascade import Cascade, Outcome
+from smallfirst.config import Config, Policy
+from smallfirst.errors import LimitError, RequestError, SmallfirstError
+from smallfirst.router import Candidate, identify, route
+from smallfirst.serve.access import Access, Admission, Caller
+from smallfirst.serve.cache import ResponseCache
+from smallfirst.serve.exchange import Exchange
+from smallfirst.serve.shadow import Shadows
+from smallfirst.serve.telemetry import Telemetry
+from smallfirst.store import Store
+from smallfirst.types import Attempt, Delta, Origin, Record, Request, Route, Usage, Wire, total_usd
+from smallfirst.validators import check_schemas
+from smallfirst.wire import WIRES
+from smallfirst.wire.accumulate import replay
+
+TASK_NAME = re.compile(r"[A-Za-z0-9_.:/-]{1,128}")
+DAY_S = 86_400
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A parsed call with everything that was decided before any model was asked."""
+
+    id: str
+    created_at: float
+    started: float
+    caller: Caller
+    request: Request
+    policy: Policy
+    route: Route
+    cascade: Cascade
+    attempts: list[Attempt] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Gateway:
+    """The online half, assembled: `candidates` by model name, `cascades` by task ("" for all others)."""
+
+    config: Config
+    candidates: Mapping[str, Candidate]
+    cascades: Mapping[str, Cascade]
+    known_model: Callable[[str], bool]
+    store: Store
+    access: Access
+    admission: Admission
+    cache: ResponseCache
+    shadows: Shadows
+    telemetry: Telemetry
+
+    async def answer(self, wire: Wire, exchange: Exchange) -> None:
+        """Answer one call on `wire`. Raises SmallfirstError as long as nothing was sent."""
+        caller = await self.access.authenticate(exchange.headers)
+        server = self.config.server
+        raw = await exchange.body(limit=int(server.max_body_mb * 2**20), timeout_s=server.body_timeout_s)
+        with self.admission.admit(caller):
+            await exchange.while_connected(lambda: self._answer(wire, exchange, caller, raw))
+
+    async def _answer(self, wire: Wire, exchange: Exchange, caller: Caller, raw: bytes) -> None:
+        call = self._plan(WIRES[wire].parse(raw, _origin(exchange.headers, caller)), caller)
+        stream = _Stream(exchange, call) if call.request.stream else None
+        try:
+            outcome = await self._outcome(call, exchange.headers, stream)
+        except asyncio.CancelledError:
+            await asyncio.shield(self._record(call, _gone(call)))
+            raise
+        record = await self._record(call, outcome)
+        if stream is not None and (outcome.error is None or exchange.started):
+            await stream.finish(outcome, _headers(call, outcome))
+        elif outcome.completion is None:
+            raise Failed(outcome, _headers(call, outcome))
+        else:
+            answer = WIRES[wire].render(outcome.completion, call.request, id=call.id, created=call.created_at)
+            await exchange.reply(200, msgspec.json.encode(answer), _headers(call, outcome))
+        self.shadows.submit(call.cascade, call.route.shadow, call.request, record, capture=call.policy.capture)
+
+    def _plan(self, request: Request, caller: Caller) -> Call:
+        """Task, policy and route of a call; everything that can be refused before a model is asked is refused here."""
+        check_schemas(request)
+        task = identify(request, self.config.matches)
+        if not TASK_NAME.fullmatch(task):
+            hint = "Use up to 128 letters, digits and the characters _ . : / -"
+            raise RequestError(f"The task name {task!r} is not allowed.", hint=hint, param="metadata.smallfirst_task")
+        policy = self.config.policy(task)
+        candidates = [self.candidates[name] for name in policy.stages]
+        chosen = route(request, task, policy, candidates, known_model=self.known_model)
+        cascade = self.cascades.get(task, self.cascades[""])
+        return Call(new_id(), time.time(), time.monotonic(), caller, request, policy, chosen, cascade)
+
+    async def _outcome(self, call: Call, headers: Mapping[str, str], stream: _Stream | None) -> Outcome:
+        """The answer: from the cache where the task has one, else from the cascade, within the key's budget."""
+        cached = await self.cache.get(call.request, call.route, call.policy, headers)
+        if cached is not None:
+            call.attempts.append(cached)
+            return Outcome(tuple(call.attempts), 0, "accept" if cached.small else "escalate", "cache")
+        allowance = Allowance(call.started, call.policy.max_usd, call.policy.max_seconds)
+        async with self._reserved(call, allowance):
+            outcome = await call.cascade.run(call.route, call.request, allowance, stream, call.attempts)
+        await self.cache.put(call.request, call.route, call.policy, headers, outcome)
+        return outcome
+
+    @asynccontextmanager
+    async def _reserved(self, call: Call, allowance: Allowance) -> AsyncIterator[None]:
+        """Hold what the call may cost at most against its key's daily budget; settle what it did cost."""
+        limit = call.caller.limits.usd_per_day
+        if limit is None:
+            yield
+            return
+        most = total_usd(call.cascade.pricing.expected(s, call.request) for s in call.route.stages)
+        if most is None:
+            hint = "Give models.NAME.price in smallfirst.toml."
+            raise LimitError("The key has a budget in USD, and the price of a model is unknown.", hint=hint)
+        day = call.created_at - call.created_at % DAY_S
+        held = await self.store.reserve(call.caller.key, most, limit, day)
+        if held is None:
+            message = f"The key's budget of {limit:g} USD a day does not allow this call (up to {most:.2g} USD)."
+            raise LimitError(message, retry_after=day + DAY_S - call.created_at)
+        try:
+            yield
+        finally:
+            await asyncio.shield(self.store.settle(held, allowance.spent_usd))
+
+    async def _record(self, call: Call, outcome: Outcome) -> Record:
+        """Make the call durable, then count it. Raises StoreError: the call is then not acknowledged."""
+        error = outcome.error
+        record = Record(
+            id=call.id,
+            created_at=call.created_at,
+            request=call.request,
+            task=call.route.task,
+            mode=call.route.mode,
+            attempts=outcome.attempts,
+            served=outcome.served,
+            decision=outcome.decision,
+            reason=outcome.reason,
+            status=499 if outcome.reason == "client_gone" else error.status if error else 200,
+            seconds=time.monotonic() - call.started,
+            config_hash=self.config_hash,
+        )
+        await self.store.append(record, capture=call.policy.capture)
+        usages = [a.completion.usage for a in record.attempts if a.completion]
+        self.admission.used(call.caller, sum(u.input_tokens + u.output_tokens for u in usages))
+        self.telemetry.observe(record)
+        return record
+
+    @property
+    def config_hash(self) -> str:
+        return self.cache.config_hash
+
+
+class _Stream:
+    """Sends deltas to the client as they come (a cascade's Sink), then the rest of an outcome."""
+
+    def __init__(self, exchange: Exchange, call: Call) -> None:
+        self._exchange, self._call = exchange, call
+        self._writer = WIRES[call.request.wire].Writer(call.request, id=call.id, created=call.created_at)
+
+    async def send(self, delta: Delta) -> None:
+        data = self._writer.feed(delta)
+        if not self._exchange.started:
+            await self._exchange.start_stream(_headers(self._call, None))
+        if data:
+            await self._exchange.write(data)
+
+    async def finish(self, outcome: Outcome, headers: Mapping[str, str]) -> None:
+        """End the stream; an answer that was not streamed while it was generated is sent whole."""
+        if not self._exchange.started:
+            await self._exchange.start_stream(headers)
+            for delta in replay(outcome.completion) if outcome.completion else ():
+                await self._exchange.write(self._writer.feed(delta))
+        if outcome.error is not None:
+            await self._exchange.write(self._writer.error(outcome.error), last=True)
+        else:
+            usage = outcome.completion.usage if outcome.completion else Usage()
+            await self._exchange.write(_comment(headers) + self._writer.finish(usage), last=True)
+
+
+class Failed(SmallfirstError):
+    """A recorded call without an answer: the cascade's error, with the headers that tell about it."""
+
+    def __init__(self, outcome: Outcome, headers: Mapping[str, str]) -> None:
+        assert outcome.error is not None
+        super().__init__(outcome.error.message)
+        self.error = outcome.error
+        self.headers = headers
+
+
+def new_id() -> str:
+    """A UUIDv7 (RFC 9562): sorts by the time it was made at."""
+    value = int(time.time() * 1000) << 80 | int.from_bytes(os.urandom(10), "big")
+    value = value & ~(0xF << 76) | 0x7 << 76
+    value = value & ~(0x3 << 62) | 0x2 << 62
+    text = f"{value:032x}"
+    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+
+
+def _origin(headers: Mapping[str, str], caller: Caller) -> Origin:
+    get = headers.get
+    return Origin(caller.key, get("x-smallfirst-task"), get("x-smallfirst-episode"), get("x-smallfirst-user"))
+
+
+def _gone(call: Call) -> Outcome:
+    return Outcome(tuple(call.attempts), None, "abstain", "client_gone")
+
+
+def _headers(call: Call, outcome: Outcome | None) -> dict[str, str]:
+    """What the answer says of itself; before a stream's end only what is known by then."""
+    headers = {"x-smallfirst-record": call.id, "x-smallfirst-task": call.route.task}
+    if outcome is None:
+        stage = call.route.stages[-1]
+        decision = "accept" if stage.small else "escalate"
+        reason = call.attempts[-1].reason if call.attempts else call.route.reason
+        more = {"model": stage.model, "decision": decision, "reason": reason, "attempts": str(len(call.attempts) + 1)}
+    else:
+        model = outcome.attempts[outcome.served].model if outcome.served is not None else ""
+        usd = total_usd(a.cost_usd for a in outcome.attempts)
+        cost = "unknown" if usd is None else f"{usd:.8f}"
+        more = {"model": model, "decision": outcome.decision, "reason": outcome.reason}
+        more |= {"attempts": str(len(outcome.attempts)), "cost-usd": cost}
+    return headers | {f"x-smallfirst-{name}": value for name, value in more.items()}
+
+
+def _comment(headers: Mapping[str, str]) -> bytes:
+    """The final headers as a comment of the event stream, which clients skip."""
+    return b": " + " ".join(f"{k}={v}" for k, v in headers.items()).encode("ascii", "replace") + b"\n\n"
