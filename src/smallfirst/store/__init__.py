@@ -1,0 +1,21 @@
+"""The durable store of records: SQLite by default, PostgreSQL by URL."""
+
+from smallfirst.store.crypto import Keyring
+from smallfirst.store.keys import KeyLimits, KeyRow, parse_key
+from smallfirst.store.ledger import Reservation
+from smallfirst.store.rows import AttemptSummary, RecordFilter, RecordSummary, StoredRecord
+from smallfirst.store.store import Store, open_store
+
+__all__ = [
+    "AttemptSummary",
+    "KeyLimits",
+    "KeyRow",
+    "Keyring",
+    "RecordFilter",
+    "RecordSummary",
+    "Reservation",
+    "Store",
+    "StoredRecord",
+    "open_store",
+    "parse_key",
+]

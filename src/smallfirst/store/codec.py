@@ -1,0 +1,320 @@
+"""Between domain values and rows: what of a record is a column, what is payload, what is shared content.
+
+Messages and tools lists repeat from call to call, so each is kept once, under its hash. What is left of the body and
+every completion are payloads of their own rows. Numbers, names and codes are columns and stay readable without a key.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import msgspec
+
+from smallfirst.errors import StoreError
+from smallfirst.store.crypto import Hasher, Sealer
+from smallfirst.store.database import Connection, Row, insert
+from smallfirst.types import Attempt, Completion, Feedback, Json, Record, Request, Usage, Verdict, Violation
+
+RECORD_COLUMNS = (
+    "id, created_at, task, mode, decision, reason, status, seconds, config_hash, served, wire, requested_model, "
+    "served_model, key_id, user_hash, episode_hash, payload"
+)
+ATTEMPT_COLUMNS = (
+    "record_id, n, stage, backend, model, kind, decision, reason, answered, violations, confidence, cost_usd, "
+    "cost_usd_local_free, seconds, first_token_s, input_tokens, output_tokens, cached_input_tokens, "
+    "cache_write_tokens, reasoning_tokens, busy_seconds, features, payload"
+)
+FEEDBACK_COLUMNS = "id, record_id, created_at, kind, source, number, payload"
+
+_SPLIT_BY_ITEM = frozenset({"messages", "input"})
+_KEPT_WHOLE = frozenset({"tools", "system", "instructions"})
+_HOUR_S = 3600
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, Mapping):
+        return dict(value)
+    raise TypeError(f"a {type(value).__name__} cannot be stored")
+
+
+_encoder = msgspec.json.Encoder(enc_hook=_plain)
+_decode = msgspec.json.Decoder().decode
+
+
+def encode(value: object) -> bytes:
+    """`value` as JSON. Raises StoreError for what JSON cannot hold."""
+    try:
+        return _encoder.encode(value)
+    except (TypeError, UnicodeEncodeError, msgspec.MsgspecError) as error:
+        raise StoreError(f"The record holds a value that JSON cannot: {error}.") from error
+
+
+def decode(data: bytes) -> Any:
+    """What `encode` was given, as plain JSON values."""
+    return _decode(data)
+
+
+class Payload(msgspec.Struct, omit_defaults=True):
+    """A request body in pieces: the contents of `split` are lists of hashes, of `whole` one hash each.
+
+    `messages` is set when the chat messages are not those of the body, that is, on wires other than chat.
+    """
+
+    rest: dict[str, Any]
+    split: dict[str, list[bytes]] = {}
+    whole: dict[str, bytes] = {}
+    messages: list[bytes] | None = None
+
+    def hashes(self) -> list[bytes]:
+        """Every content that this payload is made of."""
+        return [h for hs in self.split.values() for h in hs] + [*self.whole.values(), *(self.messages or ())]
+
+
+_decode_payload = msgspec.json.Decoder(Payload).decode
+
+
+@dataclass(frozen=True, slots=True)
+class RecordRows:
+    """A record ready for the database. `contents` maps a hash to its row; `hour` is the record's own."""
+
+    record: Row
+    attempts: Sequence[Row]
+    contents: Mapping[bytes, Row]
+    hour: int
+
+
+def hour_of(created_at: float) -> int:
+    """The hour since the epoch, in which contents remember their last use."""
+    return int(created_at // _HOUR_S)
+
+
+class Codec:
+    """Encodes and decodes under one keyring and one store's secret.
+
+    `known` remembers, for contents that are durable already, the last hour they were written with; a content that is
+    known for the record's hour is not written again.
+    """
+
+    _KNOWN_MAX = 100_000
+
+    def __init__(self, sealer: Sealer, hasher: Hasher) -> None:
+        self.sealer = sealer
+        self.hasher = hasher
+        self._known: dict[bytes, int] = {}
+
+    def record(self, record: Record, *, capture: bool) -> RecordRows:
+        """The rows of `record`; without `capture` there are no payloads and no contents."""
+        request, origin = record.request, record.request.origin
+        hour = hour_of(record.created_at)
+        contents: dict[bytes, Row] = {}
+        payload = None
+        if capture:
+            pieces = self._pieces(request, hour, contents)
+            payload = self.sealer.seal(encode(pieces), f"record:{record.id}")
+        served_model = "" if record.served is None else record.attempts[record.served].model
+        row = (
+            record.id,
+            record.created_at,
+            clean(record.task),
+            record.mode,
+            record.decision,
+            clean(record.reason),
+            record.status,
+            record.seconds,
+            record.config_hash,
+            record.served,
+            request.wire,
+            clean(request.model),
+            clean(served_model),
+            origin.key,
+            self.hasher.origin("user", origin.user),
+            self.hasher.origin("episode", origin.episode),
+            payload,
+        )
+        attempts = [self.attempt(record.id, n, a, capture=capture) for n, a in enumerate(record.attempts)]
+        return RecordRows(row, attempts, contents, hour)
+
+    def attempt(self, record_id: str, n: int, attempt: Attempt, *, capture: bool) -> Row:
+        """The row of one attempt. Upstream's own answer (`native`) is not kept: the completion says the same."""
+        completion, violations = attempt.completion, attempt.verdict.violations
+        usage = completion.usage if completion else Usage()
+        payload = None
+        if capture:
+            if completion is not None and completion.native is not None:
+                completion = replace(completion, native=None)
+            data = encode((completion, violations, attempt.error))
+            payload = self.sealer.seal(data, f"attempt:{record_id}:{n}")
+        return (
+            record_id,
+            n,
+            attempt.stage,
+            attempt.backend,
+            clean(attempt.model),
+            attempt.kind,
+            attempt.decision,
+            clean(attempt.reason),
+            int(completion is not None),
+            " ".join(v.code for v in violations),
+            attempt.confidence,
+            attempt.cost_usd,
+            attempt.cost_usd_local_free,
+            attempt.seconds,
+            attempt.first_token_s,
+            usage.input_tokens,
+            usage.output_tokens,
+            usage.cached_input_tokens,
+            usage.cache_write_tokens,
+            usage.reasoning_tokens,
+            usage.busy_seconds,
+            encode(attempt.features).decode(),
+            payload,
+        )
+
+    def learn(self, rows: RecordRows) -> None:
+        """Remember that the contents of `rows` are durable."""
+        if len(self._known) > self._KNOWN_MAX:
+            self._known.clear()
+        for content in rows.contents:
+            self._known[content] = rows.hour
+
+    def forget(self) -> None:
+        """Remember nothing, because contents were removed."""
+        self._known.clear()
+
+    def _pieces(self, request: Request, hour: int, contents: dict[bytes, Row]) -> Payload:
+        pieces = Payload(rest={})
+        for name, value in request.body.items():
+            if name in _SPLIT_BY_ITEM and isinstance(value, list):
+                pieces.split[name] = [self._content(item, hour, contents) for item in value]
+            elif name in _KEPT_WHOLE:
+                pieces.whole[name] = self._content(value, hour, contents)
+            else:
+                pieces.rest[name] = value
+        if list(request.messages) != request.body.get("messages"):
+            pieces.messages = [self._content(message, hour, contents) for message in request.messages]
+        return pieces
+
+    def _content(self, value: object, hour: int, contents: dict[bytes, Row]) -> bytes:
+        data = encode(value)
+        digest = self.hasher.content(data)
+        if self._known.get(digest, -1) < hour and digest not in contents:
+            contents[digest] = (digest, hour, self.sealer.seal(data, content_row(digest)))
+        return digest
+
+    def open_payload(self, record_id: str, envelope: bytes) -> Payload:
+        return _decode_payload(self.sealer.open(envelope, f"record:{record_id}"))
+
+    def open_content(self, digest: bytes, envelope: bytes) -> Any:
+        return decode(self.sealer.open(envelope, content_row(digest)))
+
+    def open_attempt(self, row: Row) -> Attempt:
+        """The attempt of a row of ATTEMPT_COLUMNS."""
+        record_id, n, stage, backend, model, kind, decision, reason, answered, codes, confidence = row[:11]
+        usage = Usage(*row[15:21])
+        completion = Completion((), usage, model) if answered else None
+        violations = tuple(Violation(code, "") for code in codes.split())
+        error = None
+        if row[22] is not None:
+            data = decode(self.sealer.open(row[22], f"attempt:{record_id}:{n}"))
+            completion = _completion(data[0])
+            violations = msgspec.convert(data[1], tuple[Violation, ...])
+            error = data[2]
+        return Attempt(
+            stage=stage,
+            backend=backend,
+            model=model,
+            kind=kind,
+            decision=decision,
+            reason=reason,
+            completion=completion,
+            verdict=Verdict(violations),
+            features=features_of(row[21]),
+            confidence=confidence,
+            cost_usd=row[11],
+            cost_usd_local_free=row[12],
+            seconds=row[13],
+            first_token_s=row[14],
+            error=error,
+        )
+
+    def feedback(self, feedback: Feedback) -> Row:
+        """The row of `feedback`: a label or score is a number, which reports read; words are sealed."""
+        number = float(feedback.value) if feedback.kind in ("correct", "score") else None
+        payload = None
+        if number is None:
+            payload = self.sealer.seal(encode(feedback.value), f"feedback:{feedback.id}")
+        source = clean(feedback.source)
+        return (feedback.id, feedback.record_id, feedback.created_at, feedback.kind, source, number, payload)
+
+    def open_feedback(self, row: Row) -> Feedback:
+        """The feedback of a row of FEEDBACK_COLUMNS."""
+        feedback_id, record_id, created_at, kind, source, number, payload = row
+        value = bool(number) if kind == "correct" else number
+        if payload is not None:
+            value = decode(self.sealer.open(payload, f"feedback:{feedback_id}"))
+        return Feedback(feedback_id, record_id, created_at, kind, value, source)
+
+
+def content_row(digest: bytes) -> str:
+    """The identity that a content is sealed for."""
+    return f"content:{digest.hex()}"
+
+
+def features_of(text: str) -> dict[str, float]:
+    """The features of an attempt; JSON's null stands for what is not a number."""
+    return {name: math.nan if value is None else float(value) for name, value in decode(text.encode()).items()}
+
+
+def clean(text: str) -> str:
+    """`text` without what one of the databases refuses: NUL and lone surrogates."""
+    return text.encode("utf-8", "replace").replace(b"\0", b"").decode()
+
+
+def put_together(payload: Payload, contents: Mapping[bytes, Any]) -> tuple[Json, tuple[Json, ...]]:
+    """The client's body and the chat messages from their pieces."""
+    split = {name: [contents[h] for h in hashes] for name, hashes in payload.split.items()}
+    whole = {name: contents[h] for name, h in payload.whole.items()}
+    body = {**payload.rest, **split, **whole}
+    if payload.messages is None:
+        return body, tuple(split["messages"])
+    return body, tuple(contents[h] for h in payload.messages)
+
+
+def insert_records(connection: Connection, group: Sequence[RecordRows]) -> None:
+    """Write a group of records. Contents go in order of their hash, so that two writers never wait for each other."""
+    contents: dict[bytes, Row] = {}
+    for rows in group:
+        for digest, row in rows.contents.items():
+            if digest not in contents or contents[digest][1] < row[1]:
+                contents[digest] = row
+    insert(
+        connection,
+        "contents (hash, last_hour, payload)",
+        [contents[digest] for digest in sorted(contents)],
+        conflict="(hash) DO UPDATE SET last_hour = excluded.last_hour WHERE contents.last_hour < excluded.last_hour",
+    )
+    insert(connection, f"records ({RECORD_COLUMNS})", [rows.record for rows in group], conflict="DO NOTHING")
+    insert_attempts(connection, [row for rows in group for row in rows.attempts])
+
+
+def insert_attempts(connection: Connection, rows: Sequence[Row]) -> None:
+    """Write rows of ATTEMPT_COLUMNS; one that is there already stays as it is."""
+    insert(connection, f"attempts ({ATTEMPT_COLUMNS})", rows, conflict="DO NOTHING")
+
+
+def _completion(data: dict[str, Any] | None) -> Completion | None:
+    """A completion from JSON, where a log-probability of minus infinity is null."""
+    if data is None:
+        return None
+    for choice in data["choices"]:
+        for token in choice["logprobs"]:
+            token["logprob"] = _logprob(token["logprob"])
+            token["top"] = [(text, _logprob(value)) for text, value in token["top"]]
+    return msgspec.convert(data, Completion)
+
+
+def _logprob(value: float | None) -> float:
+    return -math.inf if value is None else value

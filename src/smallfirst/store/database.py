@@ -1,0 +1,93 @@
+"""What the store needs of a database: two implementations (`sqlite`, `postgres`) of two small protocols.
+
+SQL is written once, with `?` for parameters, in the part of the language that both databases share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from functools import lru_cache
+from itertools import chain
+from typing import Any, Literal, Protocol
+
+from smallfirst.errors import ConfigError, StoreError
+
+Durability = Literal["process", "power"]
+Row = tuple[Any, ...]
+
+_LARGEST_INSERT = 64
+
+
+class ConnectionLost(StoreError):
+    """The connection is dead; the same work may be tried on a new one."""
+
+
+class Rejected(StoreError):
+    """The database refused this work and no other: a constraint, a value out of range, a deadlock."""
+
+
+class Connection(Protocol):
+    """One connection, used by one thread at a time. Every method raises `StoreError` and nothing else."""
+
+    def execute(self, sql: str, params: Sequence[object] = ()) -> None: ...
+    def query(self, sql: str, params: Sequence[object] = ()) -> list[Row]: ...
+    def transaction(self) -> AbstractContextManager[None]:
+        """Commit what is done inside, or roll all of it back; a writer is alone in it where `lock_schema` was run."""
+
+    def lock_schema(self) -> None:
+        """Inside a transaction: wait until no other process migrates."""
+
+    def close(self) -> None: ...
+
+
+class Database(Protocol):
+    """Makes connections. `Database.connect` raises `StoreError` when the database cannot be reached."""
+
+    def connect(self, *, read_only: bool = False) -> Connection: ...
+
+
+def database(url: str, *, durability: Durability, busy_timeout_s: float) -> Database:
+    """The database that `url` names: "sqlite:///relative/path", "sqlite:////absolute/path" or "postgresql://...".
+
+    Raises ConfigError for anything else.
+    """
+    if url.startswith("sqlite:///"):
+        from smallfirst.store.sqlite import SqliteDatabase
+
+        return SqliteDatabase(url.removeprefix("sqlite:///"), durability, busy_timeout_s)
+    if url.startswith(("postgresql://", "postgres://")):
+        from smallfirst.store.postgres import PostgresDatabase
+
+        return PostgresDatabase(url, durability, busy_timeout_s)
+    scheme = url.partition("://")[0]
+    raise ConfigError(
+        f"The store's URL has the scheme {scheme!r}; allowed are 'sqlite' and 'postgresql'.",
+        hint="Write sqlite:///smallfirst.db or postgresql://user@host/database.",
+    )
+
+
+def insert(connection: Connection, into: str, rows: Sequence[Row], *, conflict: str) -> None:
+    """Insert `rows` with few statements of few distinct shapes (64, 32, ... 1 rows), so that they stay prepared.
+
+    One statement for many rows also means one release of the interpreter lock for many rows. `into` is
+    "table (columns)", `conflict` what follows ON CONFLICT.
+    """
+    start, size = 0, _LARGEST_INSERT
+    while start < len(rows):
+        while size > len(rows) - start:
+            size //= 2
+        chunk = rows[start : start + size]
+        connection.execute(_insert_sql(into, len(chunk[0]), size, conflict), tuple(chain.from_iterable(chunk)))
+        start += size
+
+
+@lru_cache(maxsize=256)
+def _insert_sql(into: str, columns: int, rows: int, conflict: str) -> str:
+    row = f"({', '.join('?' * columns)})"
+    return f"INSERT INTO {into} VALUES {', '.join([row] * rows)} ON CONFLICT {conflict}"  # noqa: S608
+
+
+def marks(values: Sequence[object]) -> str:
+    """The parameter marks of an IN list for `values`."""
+    return ", ".join("?" * len(values))

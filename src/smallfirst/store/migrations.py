@@ -1,0 +1,145 @@
+"""The schema, as numbered steps. Every statement runs on SQLite and on PostgreSQL alike.
+
+SQLite takes PostgreSQL's type names: BIGINT is an integer there, DOUBLE PRECISION a real, and BYTEA keeps bytes as
+they are. A released step is never changed; a new one is appended.
+"""
+
+from __future__ import annotations
+
+from smallfirst.errors import ConfigError
+from smallfirst.store.database import Connection
+
+_RECORDS = """
+CREATE TABLE records (
+    id TEXT PRIMARY KEY,
+    created_at DOUBLE PRECISION NOT NULL,
+    task TEXT NOT NULL,
+    mode TEXT NOT NULL,
+    decision TEXT NOT NULL,
+    reason TEXT NOT NULL,
+    status BIGINT NOT NULL,
+    seconds DOUBLE PRECISION NOT NULL,
+    config_hash TEXT NOT NULL,
+    served BIGINT,
+    wire TEXT NOT NULL,
+    requested_model TEXT NOT NULL,
+    served_model TEXT NOT NULL,
+    key_id TEXT NOT NULL,
+    user_hash TEXT,
+    episode_hash TEXT,
+    payload BYTEA
+)"""
+
+_ATTEMPTS = """
+CREATE TABLE attempts (
+    record_id TEXT NOT NULL REFERENCES records (id) ON DELETE CASCADE,
+    n BIGINT NOT NULL,
+    stage TEXT NOT NULL,
+    backend TEXT NOT NULL,
+    model TEXT NOT NULL,
+    kind TEXT NOT NULL,
+    decision TEXT NOT NULL,
+    reason TEXT NOT NULL,
+    answered BIGINT NOT NULL,
+    violations TEXT NOT NULL,
+    confidence DOUBLE PRECISION,
+    cost_usd DOUBLE PRECISION NOT NULL,
+    cost_usd_local_free DOUBLE PRECISION NOT NULL,
+    seconds DOUBLE PRECISION NOT NULL,
+    first_token_s DOUBLE PRECISION,
+    input_tokens BIGINT NOT NULL,
+    output_tokens BIGINT NOT NULL,
+    cached_input_tokens BIGINT NOT NULL,
+    cache_write_tokens BIGINT NOT NULL,
+    reasoning_tokens BIGINT NOT NULL,
+    busy_seconds DOUBLE PRECISION,
+    features TEXT NOT NULL,
+    payload BYTEA,
+    PRIMARY KEY (record_id, n)
+)"""
+
+_FEEDBACK = """
+CREATE TABLE feedback (
+    id TEXT PRIMARY KEY,
+    record_id TEXT NOT NULL REFERENCES records (id) ON DELETE CASCADE,
+    created_at DOUBLE PRECISION NOT NULL,
+    kind TEXT NOT NULL,
+    source TEXT NOT NULL,
+    number DOUBLE PRECISION,
+    payload BYTEA
+)"""
+
+_KEYS = """
+CREATE TABLE api_keys (
+    id TEXT PRIMARY KEY,
+    name TEXT NOT NULL,
+    role TEXT NOT NULL,
+    secret_hash BYTEA NOT NULL,
+    limits TEXT NOT NULL,
+    created_at DOUBLE PRECISION NOT NULL,
+    revoked_at DOUBLE PRECISION
+)"""
+
+_SPEND = """
+CREATE TABLE spend (
+    key_id TEXT NOT NULL,
+    period_start DOUBLE PRECISION NOT NULL,
+    nano_usd BIGINT NOT NULL,
+    PRIMARY KEY (key_id, period_start)
+)"""
+
+_RESERVATIONS = """
+CREATE TABLE reservations (
+    id TEXT PRIMARY KEY,
+    key_id TEXT NOT NULL,
+    period_start DOUBLE PRECISION NOT NULL,
+    nano_usd BIGINT NOT NULL,
+    expires_at DOUBLE PRECISION NOT NULL
+)"""
+
+_RESPONSES = """
+CREATE TABLE responses (
+    key_hash TEXT PRIMARY KEY,
+    task TEXT NOT NULL,
+    expires_at DOUBLE PRECISION NOT NULL,
+    payload BYTEA NOT NULL
+)"""
+
+MIGRATIONS: tuple[tuple[str, ...], ...] = (
+    (
+        "CREATE TABLE meta (name TEXT PRIMARY KEY, payload BYTEA NOT NULL)",
+        _RECORDS,
+        "CREATE INDEX records_by_time ON records (created_at, id)",
+        "CREATE INDEX records_by_episode ON records (episode_hash) WHERE episode_hash IS NOT NULL",
+        _ATTEMPTS,
+        "CREATE TABLE contents (hash BYTEA PRIMARY KEY, last_hour BIGINT NOT NULL, payload BYTEA NOT NULL)",
+        "CREATE INDEX contents_by_hour ON contents (last_hour)",
+        _FEEDBACK,
+        "CREATE INDEX feedback_by_record ON feedback (record_id, created_at)",
+        _KEYS,
+        _SPEND,
+        _RESERVATIONS,
+        "CREATE INDEX reservations_by_key ON reservations (key_id, period_start)",
+        _RESPONSES,
+    ),
+)
+
+
+def migrate(connection: Connection) -> None:
+    """Bring the schema to the newest version. Any number of processes may do so at once.
+
+    Raises ConfigError when the database was written by a newer smallfirst, StoreError when it cannot be written.
+    """
+    with connection.transaction():
+        connection.lock_schema()
+        connection.execute("CREATE TABLE IF NOT EXISTS schema_version (version BIGINT NOT NULL)")
+        [(version,)] = connection.query("SELECT coalesce(max(version), 0) FROM schema_version")
+        if version > len(MIGRATIONS):
+            raise ConfigError(
+                f"The database has schema version {version}; this smallfirst knows versions up to {len(MIGRATIONS)}.",
+                hint="Upgrade smallfirst, or name another database.",
+            )
+        for number, statements in enumerate(MIGRATIONS[version:], start=version + 1):
+            for statement in statements:
+                connection.execute(statement)
+            connection.execute("INSERT INTO schema_version (version) VALUES (?)", (number,))

@@ -1,0 +1,196 @@
+"""Reading records: pages of full records and of summaries, newest first."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+from smallfirst.store.codec import (
+    ATTEMPT_COLUMNS,
+    FEEDBACK_COLUMNS,
+    RECORD_COLUMNS,
+    Codec,
+    Payload,
+    features_of,
+    put_together,
+)
+from smallfirst.store.database import Connection, Row, marks
+from smallfirst.store.rows import AttemptSummary, RecordFilter, RecordSummary, StoredRecord
+from smallfirst.types import Attempt, Feedback
+
+_SUMMARY_COLUMNS = (
+    "id, created_at, task, mode, decision, reason, status, seconds, served, key_id, user_hash, episode_hash, "
+    "(SELECT f.number FROM feedback f WHERE f.record_id = records.id AND f.kind = 'correct' "
+    "ORDER BY f.created_at DESC, f.id DESC LIMIT 1)"
+)
+_ATTEMPT_SUMMARY_COLUMNS = (
+    "record_id, stage, model, kind, decision, reason, answered, violations, confidence, cost_usd, "
+    "cost_usd_local_free, seconds, first_token_s, input_tokens, output_tokens, features"
+)
+
+
+def summaries_page(
+    connection: Connection, codec: Codec, wanted: RecordFilter, limit: int, after: str | None
+) -> list[RecordSummary]:
+    """At most `limit` summaries that follow the record `after`."""
+    rows = _page(connection, codec, _SUMMARY_COLUMNS, wanted, limit, after)
+    attempts: dict[str, list[AttemptSummary]] = defaultdict(list)
+    for row in _of_records(connection, _ATTEMPT_SUMMARY_COLUMNS, "attempts", "n", [row[0] for row in rows]):
+        attempts[row[0]].append(_attempt_summary(row))
+    return [_summary(row, tuple(attempts[row[0]])) for row in rows]
+
+
+def records_page(
+    connection: Connection, codec: Codec, wanted: RecordFilter, limit: int, after: str | None
+) -> list[StoredRecord]:
+    """At most `limit` full records that follow the record `after`."""
+    return _full(connection, codec, _page(connection, codec, RECORD_COLUMNS, wanted, limit, after))
+
+
+def record(connection: Connection, codec: Codec, record_id: str) -> StoredRecord | None:
+    """The record of that id, None when there is none."""
+    rows = connection.query(f"SELECT {RECORD_COLUMNS} FROM records WHERE id = ?", (record_id,))  # noqa: S608
+    return next(iter(_full(connection, codec, rows)), None)
+
+
+def feedback_of(connection: Connection, codec: Codec, record_ids: Sequence[str]) -> list[Feedback]:
+    """The feedback of those records, oldest first."""
+    rows = _of_records(connection, FEEDBACK_COLUMNS, "feedback", "created_at, id", record_ids)
+    return [codec.open_feedback(row) for row in rows]
+
+
+def _page(
+    connection: Connection, codec: Codec, columns: str, wanted: RecordFilter, limit: int, after: str | None
+) -> list[Row]:
+    conditions, params = _conditions(codec, wanted)
+    if after is not None:
+        conditions.append("(created_at, id) < (SELECT a.created_at, a.id FROM records a WHERE a.id = ?)")
+        params.append(after)
+    where = f"WHERE {' AND '.join(conditions)}" if conditions else ""
+    sql = f"SELECT {columns} FROM records {where} ORDER BY created_at DESC, id DESC LIMIT ?"  # noqa: S608
+    return connection.query(sql, [*params, limit])
+
+
+def _conditions(codec: Codec, wanted: RecordFilter) -> tuple[list[str], list[object]]:
+    given: dict[str, object] = {
+        "task = ?": wanted.task,
+        "decision = ?": wanted.decision,
+        "reason = ?": wanted.reason,
+        "served_model = ?": wanted.model,
+        "episode_hash = ?": codec.hasher.origin("episode", wanted.episode),
+        "user_hash = ?": codec.hasher.origin("user", wanted.user),
+        "key_id = ?": wanted.key,
+        "created_at >= ?": wanted.since,
+        "created_at < ?": wanted.until,
+    }
+    conditions = [condition for condition, value in given.items() if value is not None]
+    if wanted.has_feedback is not None:
+        exists = "EXISTS (SELECT 1 FROM feedback f WHERE f.record_id = records.id)"
+        conditions.append(exists if wanted.has_feedback else f"NOT {exists}")
+    return conditions, [value for value in given.values() if value is not None]
+
+
+def _of_records(connection: Connection, columns: str, table: str, order: str, record_ids: Sequence[str]) -> list[Row]:
+    if not record_ids:
+        return []
+    where = f"record_id IN ({marks(record_ids)})"
+    sql = f"SELECT {columns} FROM {table} WHERE {where} ORDER BY record_id, {order}"  # noqa: S608
+    return connection.query(sql, record_ids)
+
+
+def _full(connection: Connection, codec: Codec, rows: Sequence[Row]) -> list[StoredRecord]:
+    ids = [row[0] for row in rows]
+    attempts: dict[str, list[Attempt]] = defaultdict(list)
+    for row in _of_records(connection, ATTEMPT_COLUMNS, "attempts", "n", ids):
+        attempts[row[0]].append(codec.open_attempt(row))
+    feedback: dict[str, list[Feedback]] = defaultdict(list)
+    for item in feedback_of(connection, codec, ids):
+        feedback[item.record_id].append(item)
+    payloads = {row[0]: codec.open_payload(row[0], row[16]) for row in rows if row[16] is not None}
+    contents = _contents(connection, codec, list(payloads.values()))
+    return [
+        _stored(row, payloads.get(row[0]), contents, tuple(attempts[row[0]]), tuple(feedback[row[0]])) for row in rows
+    ]
+
+
+def _stored(
+    row: Row,
+    payload: Payload | None,
+    contents: dict[bytes, Any],
+    attempts: tuple[Attempt, ...],
+    feedback: tuple[Feedback, ...],
+) -> StoredRecord:
+    body, messages = put_together(payload, contents) if payload else ({}, ())
+    return StoredRecord(
+        id=row[0],
+        created_at=row[1],
+        task=row[2],
+        mode=row[3],
+        decision=row[4],
+        reason=row[5],
+        status=row[6],
+        seconds=row[7],
+        config_hash=row[8],
+        served=row[9],
+        wire=row[10],
+        model=row[11],
+        key=row[13],
+        user=row[14],
+        episode=row[15],
+        captured=payload is not None,
+        body=body,
+        messages=messages,
+        attempts=attempts,
+        feedback=feedback,
+    )
+
+
+def _contents(connection: Connection, codec: Codec, payloads: Sequence[Payload]) -> dict[bytes, Any]:
+    wanted = list({digest for payload in payloads for digest in payload.hashes()})
+    contents: dict[bytes, Any] = {}
+    for start in range(0, len(wanted), 1000):
+        some = wanted[start : start + 1000]
+        sql = f"SELECT hash, payload FROM contents WHERE hash IN ({marks(some)})"  # noqa: S608
+        for digest, envelope in connection.query(sql, some):
+            contents[bytes(digest)] = codec.open_content(bytes(digest), envelope)
+    return contents
+
+
+def _summary(row: Row, attempts: tuple[AttemptSummary, ...]) -> RecordSummary:
+    return RecordSummary(
+        id=row[0],
+        created_at=row[1],
+        task=row[2],
+        mode=row[3],
+        decision=row[4],
+        reason=row[5],
+        status=row[6],
+        seconds=row[7],
+        served=row[8],
+        key=row[9],
+        user=row[10],
+        episode=row[11],
+        correct=None if row[12] is None else bool(row[12]),
+        attempts=attempts,
+    )
+
+
+def _attempt_summary(row: Row) -> AttemptSummary:
+    return AttemptSummary(
+        stage=row[1],
+        model=row[2],
+        kind=row[3],
+        decision=row[4],
+        reason=row[5],
+        answered=bool(row[6]),
+        violations=tuple(row[7].split()),
+        confidence=row[8],
+        cost_usd=row[9],
+        cost_usd_local_free=row[10],
+        seconds=row[11],
+        first_token_s=row[12],
+        input_tokens=row[13],
+        output_tokens=row[14],
+        features=features_of(row[15]),
+    )

