@@ -1,0 +1,274 @@
+"""What calls came to: cost per success, the four rates, accuracy, latency and tokens, each with its interval.
+
+The definitions are those of mechanisms section 1 (after arXiv 2510.03847). What needs to know right from wrong is
+computed over the labelled calls alone, and `Report.label` names the label; a call without one is never guessed at. A
+call whose price is unknown is left out of costs and counted as unpriced. This module knows neither store nor gateway.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from rich.box import SIMPLE
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from smallfirst import stats
+from smallfirst.stats import Figure
+
+FEEDBACK = "latest feedback of kind 'correct'"
+_TASK_TABLE = ("valid_first", "accuracy", "wrong_but_valid", "escalation", "latency_p50", "cps")
+
+
+class Call(Protocol):
+    """A recorded call in numbers (`store.RecordSummary` is one). `served` is None when no answer was given; `correct`
+    is the label, None without one; costs are in USD, None when a price is unknown."""
+
+    @property
+    def task(self) -> str: ...
+    @property
+    def seconds(self) -> float: ...
+    @property
+    def served(self) -> int | None: ...
+    @property
+    def correct(self) -> bool | None: ...
+    @property
+    def cost_usd(self) -> float | None: ...
+    @property
+    def cost_usd_local_free(self) -> float | None: ...
+    @property
+    def input_tokens(self) -> int: ...
+    @property
+    def output_tokens(self) -> int: ...
+    @property
+    def valid_first(self) -> bool: ...
+    @property
+    def executable(self) -> bool: ...
+    @property
+    def escalated(self) -> bool: ...
+    @property
+    def cached(self) -> bool: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """The figures of one task, or of all calls when `task` is None. `FIGURES` says what each of them means.
+
+    `cost_usd` and `cost_usd_local_free` are totals over the calls with a known price; `unpriced` counts the others.
+    """
+
+    task: str | None
+    calls: int
+    unpriced: int
+    cost_usd: float
+    cost_usd_local_free: float
+    valid_first: Figure
+    executable: Figure
+    accuracy: Figure
+    wrong_but_valid: Figure
+    escalation: Figure
+    cache_hits: Figure
+    coverage: Figure
+    labelled: Figure
+    latency_p50: Figure
+    latency_p95: Figure
+    tokens_in: Figure
+    tokens_out: Figure
+    cps: Figure
+    cps_local_free: Figure
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """All calls together and by task (most calls first), with intervals at `level`; `label` says what "right" means."""
+
+    label: str
+    level: float
+    overall: Summary
+    tasks: tuple[Summary, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class FigureSpec:
+    """How a figure of a `Summary` is shown and what it means."""
+
+    attribute: str
+    name: str
+    unit: Literal["rate", "seconds", "tokens", "usd"]
+    meaning: str
+
+
+FIGURES = (
+    FigureSpec("valid_first", "valid@1", "rate", "first output satisfies the request"),
+    FigureSpec("executable", "ExecRate", "rate", "answer calls tools as their schemas say"),
+    FigureSpec("accuracy", "accuracy", "rate", "right, among labelled calls"),
+    FigureSpec("wrong_but_valid", "wrong-but-valid", "rate", "valid but wrong, among labelled calls"),
+    FigureSpec("escalation", "escalation", "rate", "a larger model was asked"),
+    FigureSpec("cache_hits", "cache hits", "rate", "answered from the response cache"),
+    FigureSpec("coverage", "coverage", "rate", "an answer was given"),
+    FigureSpec("labelled", "labelled", "rate", "calls with a label"),
+    FigureSpec("latency_p50", "p50", "seconds", "median time of a call"),
+    FigureSpec("latency_p95", "p95", "seconds", "time that 95 of 100 calls stay under"),
+    FigureSpec("tokens_in", "tokens in", "tokens", "mean input tokens, every attempt"),
+    FigureSpec("tokens_out", "tokens out", "tokens", "mean output tokens, every attempt"),
+    FigureSpec("cps", "CPS", "usd", "USD per 1,000 right answers"),
+    FigureSpec("cps_local_free", "CPS, local free", "usd", "the same, local machine time at 0"),
+)
+
+
+def summarise(calls: Iterable[Call], *, label: str = FEEDBACK, level: float = 0.95) -> Report:
+    """The report of `calls`; `label` names where their `correct` comes from.
+
+    Intervals: Wilson for rates, BCa bootstrap over calls for costs and means, order statistics for latencies.
+    """
+    every = list(calls)
+    by_task: dict[str, list[Call]] = defaultdict(list)
+    for call in every:
+        by_task[call.task].append(call)
+    largest_first = sorted(by_task.items(), key=lambda item: (-len(item[1]), item[0]))
+    tasks = tuple(_summary(task, members, level) for task, members in largest_first)
+    return Report(label, level, _summary(None, every, level), tasks)
+
+
+def to_rows(report: Report) -> list[dict[str, Any]]:
+    """One JSON-ready object for all calls (task None), then one for each task; keys are the names in `FIGURES`."""
+    return [_row(summary, report) for summary in (report.overall, *report.tasks)]
+
+
+def figure_row(figure: Figure) -> dict[str, float | int | None]:
+    """A figure as every JSON output of ours writes it."""
+    return {"value": figure.value, "low": figure.low, "high": figure.high, "n": figure.n}
+
+
+def render(report: Report) -> Group:
+    """The report as tables that fit 100 columns; tasks get a table of their own when there are several."""
+    tables = [_overall_table(report)]
+    if len(report.tasks) > 1:
+        tables.append(_task_table(report))
+    return Group(*tables, *_notes(report))
+
+
+def _summary(task: str | None, calls: Sequence[Call], level: float) -> Summary:
+    labelled = [call for call in calls if call.correct is not None]
+    priced = [call for call in calls if call.cost_usd is not None and call.cost_usd_local_free is not None]
+
+    def rate(hits: Iterable[bool], among: Sequence[Call] = calls) -> Figure:
+        return stats.wilson(sum(hits), len(among), level)
+
+    seconds = [call.seconds for call in calls]
+    return Summary(
+        task=task,
+        calls=len(calls),
+        unpriced=len(calls) - len(priced),
+        cost_usd=sum(call.cost_usd or 0.0 for call in priced),
+        cost_usd_local_free=sum(call.cost_usd_local_free or 0.0 for call in priced),
+        valid_first=rate(call.valid_first for call in calls),
+        executable=rate(call.executable for call in calls),
+        accuracy=rate((bool(call.correct) for call in labelled), labelled),
+        wrong_but_valid=rate((call.executable and not call.correct for call in labelled), labelled),
+        escalation=rate(call.escalated for call in calls),
+        cache_hits=rate(call.cached for call in calls),
+        coverage=rate(call.served is not None for call in calls),
+        labelled=rate(call.correct is not None for call in calls),
+        latency_p50=stats.quantile(seconds, 0.5, level),
+        latency_p95=stats.quantile(seconds, 0.95, level),
+        tokens_in=stats.mean([call.input_tokens for call in calls], level=level),
+        tokens_out=stats.mean([call.output_tokens for call in calls], level=level),
+        **_costs_per_success([call for call in priced if call.correct is not None], level),
+    )
+
+
+def _costs_per_success(calls: Sequence[Call], level: float) -> dict[str, Figure]:
+    right = np.array([call.correct for call in calls], dtype=np.float64)
+    return {
+        "cps": stats.ratio([call.cost_usd or 0.0 for call in calls], right, level=level),
+        "cps_local_free": stats.ratio([call.cost_usd_local_free or 0.0 for call in calls], right, level=level),
+    }
+
+
+def _row(summary: Summary, report: Report) -> dict[str, Any]:
+    return {
+        "task": summary.task,
+        "calls": summary.calls,
+        **{spec.name: figure_row(getattr(summary, spec.attribute)) for spec in FIGURES},
+        "cost USD": summary.cost_usd,
+        "cost USD, local free": summary.cost_usd_local_free,
+        "unpriced": summary.unpriced,
+        "label": report.label,
+        "level": report.level,
+    }
+
+
+def _overall_table(report: Report) -> Table:
+    table = Table(title=f"{report.overall.calls:,} calls", title_justify="left")
+    table.add_column("figure", no_wrap=True)
+    table.add_column("value", justify="right", no_wrap=True)
+    table.add_column(f"{report.level:.0%} interval", justify="right", no_wrap=True)
+    table.add_column("n", justify="right", no_wrap=True)
+    table.add_column("meaning", style="dim")
+    for spec in FIGURES:
+        figure: Figure = getattr(report.overall, spec.attribute)
+        value = _value_text(report.overall, spec)
+        table.add_row(spec.name, value, _interval_text(figure, spec), f"{figure.n:,}", spec.meaning)
+    return table
+
+
+def _task_table(report: Report) -> Table:
+    table = Table(
+        title=f"By task, {report.level:.0%} intervals", title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0)
+    )
+    table.add_column("task", overflow="fold")
+    table.add_column("calls", justify="right", no_wrap=True)
+    shown = [spec for spec in FIGURES if spec.attribute in _TASK_TABLE]
+    for spec in shown:
+        table.add_column(spec.name.replace("-", " "), justify="right", overflow="fold")
+    for summary in report.tasks:
+        intervals = [_interval_text(getattr(summary, spec.attribute), spec, 2).replace(" ", "") for spec in shown]
+        values = [_value_text(summary, spec, 2) for spec in shown]
+        cells = [Text.assemble(v, "\n", (i, "dim")) for v, i in zip(values, intervals, strict=True)]
+        table.add_row(summary.task, f"{summary.calls:,}", *cells)
+    return table
+
+
+def _notes(report: Report) -> list[Text]:
+    overall = report.overall
+    labels = f"Right or wrong by: {report.label}." if overall.labelled.value else "No call is labelled."
+    costs = f"Total cost ${overall.cost_usd:.4g}; with local machine time at 0, ${overall.cost_usd_local_free:.4g}."
+    unpriced = (
+        [Text(f"Calls without a known price, which are in no cost: {overall.unpriced:,}.")] if overall.unpriced else []
+    )
+    return [Text(labels), Text(costs), *unpriced]
+
+
+def _value_text(summary: Summary, spec: FigureSpec, digits: int = 3) -> str:
+    figure: Figure = getattr(summary, spec.attribute)
+    if figure.value is not None:
+        return _number_text(figure.value, spec, digits) + {"rate": " %", "seconds": " s"}.get(spec.unit, "")
+    if figure.n:
+        return "none right"
+    if summary.calls == 0:
+        return "no calls"
+    return "unknown price" if summary.labelled.value else "not labelled"
+
+
+def _interval_text(figure: Figure, spec: FigureSpec, digits: int = 3) -> str:
+    """The interval; one-sided where the sample bounds only one side, "" where it bounds none."""
+    low, high = (None if bound is None else _number_text(bound, spec, digits) for bound in (figure.low, figure.high))
+    if low is None:
+        return "" if high is None else f"≤ {high}"
+    return f"≥ {low}" if high is None else f"{low} – {high}"
+
+
+def _number_text(value: float, spec: FigureSpec, digits: int) -> str:
+    """`digits` significant digits (whole tokens; rates in percent, so many digits up to 100)."""
+    if spec.unit == "rate":
+        return f"{100 * value:.{digits - 2}f}"
+    if spec.unit == "tokens":
+        return f"{value:,.0f}"
+    scaled = 1000 * value if spec.unit == "usd" else value
+    return f"{float(f'{scaled:.{digits}g}'):g}"

@@ -1,0 +1,141 @@
+"""report: figures of a small set worked out by hand, and what is said when something is not known."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+
+import pytest
+from rich.console import Console
+
+from smallfirst import report
+
+
+@dataclass(frozen=True)
+class Call:
+    task: str = "book"
+    seconds: float = 1.0
+    served: int | None = 0
+    correct: bool | None = True
+    cost_usd: float | None = 0.02
+    cost_usd_local_free: float | None = 0.01
+    input_tokens: int = 100
+    output_tokens: int = 10
+    valid_first: bool = True
+    executable: bool = True
+    escalated: bool = False
+    cached: bool = False
+
+
+CALLS = [
+    Call(),
+    Call(seconds=2.0, correct=False, valid_first=False, escalated=True, cost_usd=0.04, cost_usd_local_free=0.03),
+    Call(seconds=3.0, correct=None, cached=True, cost_usd=0.0, cost_usd_local_free=0.0, input_tokens=0),
+    Call(seconds=4.0, correct=False, served=None, executable=False, valid_first=False, cost_usd=None),
+    Call(task="ask", seconds=5.0, cost_usd=0.03),
+]
+
+
+def text_of(calls: list[Call], width: int = 100) -> str:
+    console = Console(width=width)
+    with console.capture() as captured:
+        console.print(report.render(report.summarise(calls)))
+    return captured.get()
+
+
+def test_the_figures_are_those_worked_out_by_hand() -> None:
+    """Rates over all calls, accuracy over the labelled ones, costs over the labelled ones with a price."""
+    overall = report.summarise(CALLS).overall
+    values = {spec.attribute: getattr(overall, spec.attribute) for spec in report.FIGURES}
+    assert {name: (figure.value, figure.n) for name, figure in values.items()} == {
+        "valid_first": (3 / 5, 5),
+        "executable": (4 / 5, 5),
+        "accuracy": (2 / 4, 4),
+        "wrong_but_valid": (1 / 4, 4),
+        "escalation": (1 / 5, 5),
+        "cache_hits": (1 / 5, 5),
+        "coverage": (4 / 5, 5),
+        "labelled": (4 / 5, 5),
+        "latency_p50": (3.0, 5),
+        "latency_p95": (5.0, 5),
+        "tokens_in": (80.0, 5),
+        "tokens_out": (10.0, 5),
+        "cps": (pytest.approx((0.02 + 0.04 + 0.03) / 2), 3),
+        "cps_local_free": (pytest.approx((0.01 + 0.03 + 0.01) / 2), 3),
+    }
+    assert (overall.calls, overall.unpriced) == (5, 1)
+    assert (overall.cost_usd, overall.cost_usd_local_free) == (pytest.approx(0.09), pytest.approx(0.05))
+
+
+def test_failed_attempts_cost_too() -> None:
+    """What wrong answers cost is part of the cost of the right ones."""
+    assert report.summarise([Call(), Call(correct=False)]).overall.cps.value == pytest.approx(0.04)
+
+
+def test_every_figure_has_an_interval_around_it() -> None:
+    """With enough calls every figure has both bounds, and they enclose the value."""
+    calls = [replace(call, seconds=call.seconds + i) for i in range(60) for call in CALLS]
+    overall = report.summarise(calls).overall
+    for spec in report.FIGURES:
+        figure = getattr(overall, spec.attribute)
+        assert figure.low <= figure.value <= figure.high, spec.name
+
+
+def test_tasks_come_by_their_number_of_calls() -> None:
+    """Each task has figures of its own; the busiest comes first."""
+    tasks = report.summarise(CALLS).tasks
+    assert [(summary.task, summary.calls) for summary in tasks] == [("book", 4), ("ask", 1)]
+    assert tasks[1].accuracy.value == 1.0
+
+
+def test_rows_are_json_with_value_bounds_and_n() -> None:
+    """Rows survive JSON: a row for all calls, one for each task, figures as value, low, high and n."""
+    rows = json.loads(json.dumps(report.to_rows(report.summarise(CALLS, label="gold")), allow_nan=False))
+    assert [row["task"] for row in rows] == [None, "book", "ask"]
+    assert rows[0]["accuracy"] == {
+        "value": 0.5,
+        "low": pytest.approx(0.15, abs=0.01),
+        "high": pytest.approx(0.85, abs=0.01),
+        "n": 4,
+    }
+    assert rows[0]["label"] == "gold"
+    assert {spec.name for spec in report.FIGURES} <= set(rows[0])
+
+
+def test_unlabelled_calls_are_said_to_be_unlabelled() -> None:
+    """Without labels accuracy and cost per success are not guessed: the row is null, the table says why."""
+    unlabelled = [replace(call, correct=None) for call in CALLS]
+    row = report.to_rows(report.summarise(unlabelled))[0]
+    assert row["accuracy"] == row["CPS"] == {"value": None, "low": None, "high": None, "n": 0}
+    assert "not labelled" in text_of(unlabelled)
+    assert "No call is labelled." in text_of(unlabelled)
+
+
+def test_the_label_is_named() -> None:
+    """The table says where right and wrong come from."""
+    assert "latest feedback of kind 'correct'" in text_of(CALLS)
+
+
+def test_unknown_prices_are_said_to_be_unknown() -> None:
+    """Calls without a price are counted and in no cost."""
+    assert "Calls without a known price, which are in no cost: 1." in text_of(CALLS)
+    assert "unknown price" in text_of([Call(cost_usd=None)])
+
+
+def test_no_success_has_no_cost_per_success() -> None:
+    """Where every labelled call is wrong there is a cost, but none per success."""
+    assert "none right" in text_of([Call(correct=False)])
+
+
+def test_no_calls_make_an_empty_report() -> None:
+    """A report of nothing is a table that says so."""
+    assert report.summarise([]).overall.calls == 0
+    assert "no calls" in text_of([])
+
+
+def test_the_table_fits_100_columns_whole() -> None:
+    """No cell is cut off at 100 columns, long task names included."""
+    calls = [replace(call, task=f"{call.task}:live_parallel_multiple") for call in CALLS for _ in range(50)]
+    text = text_of(calls)
+    assert "…" not in text
+    assert max(map(len, text.splitlines())) <= 100
