@@ -106,7 +106,7 @@ def _reason(error: ValueError | jsonschema_rs.ReferencingError) -> str:
 def depth(value: Any, limit: int) -> int:
     """How many arrays and objects are nested in `value`; stops counting just above `limit`."""
     level, reached = [value], 0
-    while level := [item for item in level if isinstance(item, (Mapping, list, tuple)) and item]:
+    while level := [item for item in level if isinstance(item, (Mapping, list))]:
         reached += 1
         if reached > limit:
             break

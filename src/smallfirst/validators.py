@@ -218,12 +218,12 @@ _Check = Callable[[str], str | None]
 
 
 def task_validator(spec: Spec) -> Validator:
-    """A task's own check from its configuration: `kind`, what that kind takes, and `at`; "" counts as not given.
+    """A task's own check from its configuration: `kind`, what that kind takes, and `at`; "" means: not given.
 
-    `at` is "text" (the default) or "arguments.NAME[.NAME ...]": that argument of every tool call that has it, lists
+    `at` is "text" (as if not given) or "arguments.NAME[.NAME ...]": that argument of every tool call that has it, lists
     entered. Raises ConfigError for an unknown kind, a key that the kind does not take, or a value it cannot use.
     """
-    given = {key: value for key, value in spec.items() if value != ""}
+    given = {key: value for key, value in spec.items() if value != "" and (key, value) != ("at", "text")}
     kind = given.pop("kind", None)
     if kind not in TASK_VALIDATORS:
         raise ConfigError(f"A validator has kind {kind!r}; known are {', '.join(TASK_VALIDATORS)}.")
@@ -288,7 +288,7 @@ def _python(given: Spec) -> Validator:
     def check(text: str) -> str | None:
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", SyntaxWarning)
+                warnings.simplefilter("ignore")
                 ast.parse(text)
         except SyntaxError as error:
             return f"is not Python: {error.msg}, line {error.lineno}"

@@ -1,0 +1,344 @@
+"""What is recorded of an answer so that its correctness can be predicted (mechanisms, section 2).
+
+`features` looks at the tokens that carry *values* (arguments of calls, enum members, the function's name): grammar
+makes keys and punctuation certain and says nothing. `canonical_call` decides when two calls are the same. Calibrating
+the features into P(correct) is not done here.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any, Literal
+
+import numpy as np
+
+from smallfirst.schemas import JsonTextError, canonical_json, parse_json, resolve
+from smallfirst.types import Choice, Completion, Json, Request, TokenLogprob, ToolCall, Verdict
+
+Path = tuple[str | int, ...]
+
+_TOKEN = re.compile(r'[ \t\n\r]*("(?:[^"\\]|\\.)*"|-?\d[\d.eE+-]*|true|false|null|[{}\[\],:])', re.DOTALL)
+_BRACKET = re.compile(r"[{\[]")
+_MAX_TRIES = 64
+_SPACES = re.compile(r"\s+")
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Characters [start, end) of a text: a key, or a leaf value (a scalar, quotes included, or an empty container)."""
+
+    path: Path
+    kind: Literal["key", "value"]
+    start: int
+    end: int
+
+
+def json_spans(raw: str, start: int = 0) -> Iterator[Span]:
+    """Keys and leaf values of the JSON value that begins at `start`, in order; ends quietly where it is not JSON."""
+    path: list[str | int] = []
+    key_next, at = False, start
+    while match := _TOKEN.match(raw, at):
+        lexeme, begin, at = match.group(1), match.start(1), match.end()
+        if lexeme in "{[":
+            closing = _TOKEN.match(raw, at)
+            if closing and closing.group(1) in "}]":
+                at = closing.end()
+                yield Span(tuple(path), "value", begin, at)
+            else:
+                path.append("" if lexeme == "{" else 0)
+                key_next = lexeme == "{"
+                continue
+        elif lexeme in "}]":
+            path.pop()
+        elif lexeme in ",:":
+            last = path[-1]
+            key_next = lexeme == "," and isinstance(last, str)
+            path[-1] = last + 1 if isinstance(last, int) else last
+            continue
+        elif key_next:
+            path[-1] = json.loads(lexeme)
+            yield Span(tuple(path), "key", begin, at)
+            continue
+        else:
+            yield Span(tuple(path), "value", begin, at)
+        if not path:
+            return
+
+
+def features(request: Request, completion: Completion, verdict: Verdict, repairs: int) -> dict[str, float]:
+    """Features of the first choice. What cannot be known is absent, never 0.
+
+    Of the request: tools (callable ones), schema_chars (canonical JSON of their and the answer's schemas),
+    prompt_chars (texts of the messages). Of the attempt: repairs, violations, no_call (1 when tools were offered and
+    none was called, else 0; absent without tools).
+
+    From log-probabilities, over the value tokens: value_tokens (their number), margin_mean, margin_min, margin_p10
+    (see `margin`; tokens without one are left out), logprob_sum and logprob_mean (natural logs).
+    decision_entropy: `entropy` of the token that decides which tool is called (the first of the first call's name) or,
+    when none is, of the first token that is not blank.
+    """
+    choice = completion.choices[0] if completion.choices else Choice()
+    tools = request.callable_tools
+    schemas: list[Json] = [tool.parameters for tool in tools.values()]
+    if request.response_format.schema is not None:
+        schemas.append(request.response_format.schema)
+    found = {
+        "tools": float(len(tools)),
+        "schema_chars": float(sum(len(canonical_json(schema)) for schema in schemas)),
+        "prompt_chars": float(sum(map(len, _texts(request.messages)))),
+        "repairs": float(repairs),
+        "violations": float(len(verdict.violations)),
+    }
+    if tools:
+        found["no_call"] = float(not choice.tool_calls)
+    if choice.logprobs:
+        found |= _token_features(choice, decides=bool(tools))
+    return found
+
+
+def margin(token: TokenLogprob) -> float | None:
+    """u = p(token) - p(likeliest other token), in [-1, 1].
+
+    That is p1 - p2 when the sampled token is the likeliest, and negative when it is not (sampling or a grammar took
+    another than the model preferred). None when fewer than two alternatives were returned: p2 is then unknown.
+    """
+    if len(token.top) < 2:
+        return None
+    others = [logprob for text, logprob in token.top if text != token.token]
+    return math.exp(token.logprob) - math.exp(max(others)) if others else None
+
+
+def entropy(token: TokenLogprob) -> float | None:
+    """Entropy in nats of the returned alternatives (and the sampled token, if it is not among them).
+
+    The mass that was not returned counts as one more outcome, so this is a lower bound. None without alternatives.
+    """
+    if not token.top:
+        return None
+    masses = [math.exp(logprob) for logprob in dict([(token.token, token.logprob), *token.top]).values()]
+    masses.append(1 - sum(masses))
+    return -sum(p * math.log(p) for p in masses if p > 0)
+
+
+def value_tokens(choice: Choice) -> tuple[TokenLogprob, ...]:
+    """The tokens that overlap a value of the answer by at least one character that is not a quote, in order.
+
+    Values are found in the generated text (the tokens, joined) through the parsed answer: the arguments and the name
+    of every tool call, or every value of a text that is JSON. Empty when they cannot be found.
+    """
+    raw = "".join(token.token for token in choice.logprobs)
+    return tuple(choice.logprobs[i] for i in _overlapping(choice, raw, _value_spans(choice, raw)))
+
+
+def _token_features(choice: Choice, *, decides: bool) -> dict[str, float]:
+    raw = "".join(token.token for token in choice.logprobs)
+    spans = _value_spans(choice, raw)
+    tokens = [choice.logprobs[i] for i in _overlapping(choice, raw, spans)]
+    found = {"value_tokens": float(len(tokens))} if spans else {}
+    margins = [u for token in tokens if (u := margin(token)) is not None]
+    if margins:
+        low, tenth = min(margins), float(np.quantile(margins, 0.1))
+        found |= {"margin_mean": math.fsum(margins) / len(margins), "margin_min": low, "margin_p10": tenth}
+    if tokens:
+        total = math.fsum(token.logprob for token in tokens)
+        found |= {"logprob_sum": total, "logprob_mean": total / len(tokens)}
+    decision = _decision_token(choice, raw, spans) if decides else None
+    uncertainty = entropy(decision) if decision else None
+    return found if uncertainty is None else found | {"decision_entropy": uncertainty}
+
+
+def _decision_token(choice: Choice, raw: str, spans: Sequence[tuple[int, int]]) -> TokenLogprob | None:
+    if not choice.tool_calls:
+        return next((token for token in choice.logprobs if token.token.strip()), None)
+    named = [span for span in spans if raw[slice(*span)] == choice.tool_calls[0].name]
+    tokens = _overlapping(choice, raw, named[:1])
+    return choice.logprobs[tokens[0]] if tokens else None
+
+
+def _overlapping(choice: Choice, raw: str, spans: Iterable[tuple[int, int]]) -> list[int]:
+    """Indices of the tokens that share a character other than a quote with a span."""
+    covered = {at for start, end in spans for at in range(start, end) if raw[at] != '"'}
+    ends = accumulate(len(token.token) for token in choice.logprobs)
+    return [
+        index
+        for index, (token, end) in enumerate(zip(choice.logprobs, ends, strict=True))
+        if not covered.isdisjoint(range(end - len(token.token), end))
+    ]
+
+
+def _value_spans(choice: Choice, raw: str) -> list[tuple[int, int]]:
+    documents = list(_documents(raw))
+    if choice.tool_calls:
+        used: set[tuple[int, Path]] = set()
+        spans: list[tuple[int, int]] = []
+        for call in choice.tool_calls:
+            spans += _call_spans(raw, documents, call, used)
+        return spans
+    try:
+        answer = parse_json(choice.text)
+    except JsonTextError:
+        return []
+    return next(
+        (
+            [(s.start, s.end) for s in json_spans(raw, start) if s.kind == "value"]
+            for start, v in documents
+            if v == answer
+        ),
+        [],
+    )
+
+
+def _documents(raw: str) -> Iterator[tuple[int, Any]]:
+    """(start, value) of the JSON arrays and objects that stand in `raw`, outermost ones only."""
+    decoder, at = json.JSONDecoder(), 0
+    for _ in range(_MAX_TRIES):
+        bracket = _BRACKET.search(raw, at)
+        if bracket is None:
+            return
+        try:
+            value, at = decoder.raw_decode(raw, bracket.start())
+        except (ValueError, RecursionError):
+            at = bracket.end()
+        else:
+            yield bracket.start(), value
+
+
+def _call_spans(
+    raw: str, documents: list[tuple[int, Any]], call: ToolCall, used: set[tuple[int, Path]]
+) -> list[tuple[int, int]]:
+    """The name and the values of one call; `used` are places that belong to earlier calls."""
+    try:
+        arguments = parse_json(call.arguments)
+    except JsonTextError:
+        return []
+    places = [
+        (_names(value, path, call.name), start, path)
+        for start, value in documents
+        for path, node in _objects(value, ())
+        if node == arguments and (start, path) not in used
+    ]
+    if not places:
+        return []
+    name_path, start, path = next((place for place in places if place[0] is not None), places[0])
+    used.add((start, path))
+    spans = list(json_spans(raw, start))
+    values = [(s.start, s.end) for s in spans if s.kind == "value" and s.path != path and s.path[: len(path)] == path]
+    named = [
+        (s.start + 1, s.end - 1) for s in spans if s.path == name_path and raw[s.start + 1 : s.end - 1] == call.name
+    ]
+    if not named:
+        before = raw.rfind(call.name, 0, start)
+        named = [(before, before + len(call.name))] if before >= 0 else []
+    return named[:1] + values
+
+
+def _objects(node: Any, path: Path) -> Iterator[tuple[Path, Any]]:
+    """Every object in `node` with its path, outermost first."""
+    stack: list[tuple[Path, Any]] = [(path, node)]
+    while stack:
+        path, node = stack.pop()
+        if isinstance(node, dict):
+            yield path, node
+        children = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+        stack.extend(reversed([((*path, key), child) for key, child in children]))
+
+
+def _names(document: Any, path: Path, name: str) -> Path | None:
+    """The path of the function's name beside or above the arguments at `path`: {"name": NAME, ...} or {NAME: ...}."""
+    if not path:
+        return None
+    parent = document
+    for step in path[:-1]:
+        parent = parent[step]
+    if path[-1] == name:
+        return path
+    beside = (key for key, value in parent.items() if value == name) if isinstance(parent, dict) else ()
+    return next(((*path[:-1], key) for key in beside), None)
+
+
+def _texts(messages: Iterable[Json]) -> Iterator[str]:
+    for message in messages:
+        content = message.get("content")
+        if isinstance(content, str):
+            yield content
+        for part in content if isinstance(content, list) else ():
+            if isinstance(part, Mapping) and isinstance(part.get("text"), str):
+                yield part["text"]
+
+
+def canonical_call(name: str, arguments: str, schema: Json) -> str:
+    """A text that is equal for equal calls: `name` with `arguments` (JSON text) under the tool's `schema`.
+
+    Keys have no order, 1 is 1.0, and an absent member equals the `default` that the schema states for it. Strings are
+    equal exactly, but a member of an enum (or a const) may differ from it in case and white space. Arguments that are
+    not JSON are equal to the same text only.
+    """
+    try:
+        value = parse_json(arguments)
+    except JsonTextError:
+        return json.dumps([name, None, arguments])
+    return canonical_json([name, _canonical(value, _applying(schema, schema), schema)])
+
+
+def _canonical(value: Any, schemas: list[Json], root: Json) -> Any:
+    """`value` in the form in which equal values are equal; `schemas` are those known to apply to it."""
+    if isinstance(value, dict):
+        members = {}
+        for key, member in value.items():
+            inner = [s for one in schemas if (sub := _sub(one, "properties").get(key)) for s in _applying(sub, root)]
+            form = _canonical(member, inner, root)
+            defaults = [_canonical(one["default"], inner, root) for one in inner if "default" in one]
+            if not any(canonical_json(form) == canonical_json(default) for default in defaults):
+                members[key] = form
+        return members
+    if isinstance(value, list):
+        items = [s for one in schemas if isinstance(sub := one.get("items"), Mapping) for s in _applying(sub, root)]
+        return [_canonical(item, items, root) for item in value]
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return _spelled(value, schemas) if isinstance(value, str) else value
+
+
+def _spelled(text: str, schemas: list[Json]) -> str:
+    """`text` as the schemas' enum or const spells it, if it is one of those up to case and white space."""
+    for schema in schemas:
+        allowed = [v for v in (*schema.get("enum", ()), schema.get("const")) if isinstance(v, str)]
+        variants = [v for v in allowed if _folded(v) == _folded(text)]
+        if text not in allowed and len(variants) == 1:
+            return variants[0]
+    return text
+
+
+def _folded(text: str) -> str:
+    return _SPACES.sub(" ", text.strip()).casefold()
+
+
+def _sub(schema: Json, keyword: str) -> Json:
+    found = schema.get(keyword)
+    return found if isinstance(found, Mapping) else {}
+
+
+def _applying(schema: Any, root: Json) -> list[Json]:
+    """`schema` and those that certainly apply with it: reference, allOf, and the one branch beside {"type": "null"}."""
+    found: list[Json] = []
+    stack = [schema]
+    while stack:
+        one = stack.pop()
+        if not isinstance(one, Mapping) or any(one is known for known in found):
+            continue
+        found.append(one)
+        if isinstance(one.get("$ref"), str):
+            try:
+                stack.append(resolve(root, one["$ref"]))
+            except LookupError:
+                continue
+        stack.extend(one.get("allOf", ()))
+        for keyword in ("anyOf", "oneOf"):
+            branches = [b for b in one.get(keyword, ()) if b != {"type": "null"}]
+            stack.extend(branches if len(branches) == 1 else ())
+    return found
