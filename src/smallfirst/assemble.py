@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import time
 from collections.abc import AsyncIterator, Mapping
@@ -167,7 +168,7 @@ def _api_key(name: str, model: ModelConfig, env: Mapping[str, str]) -> str:
 
 
 def _capabilities(preset: Capabilities, model: ModelConfig) -> Capabilities:
-    return msgspec.structs.replace(preset, modalities=frozenset(model.modalities)) if model.modalities else preset
+    return dataclasses.replace(preset, modalities=frozenset(model.modalities)) if model.modalities else preset
 
 
 def _candidate(name: str, model: ModelConfig, backend: Backend) -> Candidate:

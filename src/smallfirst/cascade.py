@@ -19,7 +19,6 @@ from smallfirst.errors import BackendError, BackendTimeout, NoAnswerError, Small
 from smallfirst.incremental import StreamGuard
 from smallfirst.types import (
     Attempt,
-    Capabilities,
     Completion,
     Constraint,
     Decision,
@@ -32,7 +31,7 @@ from smallfirst.types import (
     Verdict,
 )
 from smallfirst.validators import repair_messages
-from smallfirst.wire import chat
+from smallfirst.wire import WIRES
 from smallfirst.wire.accumulate import Accumulator
 
 TOP_LOGPROBS = 5
@@ -138,7 +137,8 @@ class Cascade:
                 break
             if not self._affordable(stage, asked, allowance):
                 break
-            asked = _continued(asked, repair_messages(request, cast(Completion, attempt.completion), attempt.verdict))
+            said = repair_messages(request, cast(Completion, attempt.completion), attempt.verdict)
+            asked = WIRES[asked.wire].extend(asked, said)
         return tries
 
     async def _attempt(
@@ -148,11 +148,9 @@ class Cascade:
         started = self.clock()
         timeout = allowance.left_s(started, stage.timeout_s)
         run = _Generation(stage, replace(asked, timeout_s=timeout), sink, self.clock)
-        error = await run.finish(timeout)
-        usage = run.answer.usage
-        priced, free = self.pricing.cost(stage, usage)
+        completion, error = await run.finish(timeout)
+        priced, free = self.pricing.cost(stage, run.answer.usage)
         allowance.spend(priced or 0.0)
-        completion = None if error else run.answer.completion()
         verdict = Verdict() if completion is None else self.check(asked, completion)
         watched = completion is not None and (stage.small or route.calibrator is not None)
         found = features(asked, cast(Completion, completion), verdict, repairs) if watched else {}
@@ -189,17 +187,18 @@ class _Generation:
         self.first_token_s: float | None = None
         self._stage, self._asked, self._sink, self._clock = stage, asked, sink, clock
 
-    async def finish(self, timeout_s: float) -> BackendError | None:
-        """Read to the end, at most `timeout_s` seconds. Returns the error that ended it, if one did."""
+    async def finish(self, timeout_s: float) -> tuple[Completion | None, BackendError | None]:
+        """Read to the end, at most `timeout_s` seconds: the completion, or the error that ended it."""
         try:
             async with asyncio.timeout(timeout_s):
-                return await self._read()
+                await self._read()
+            return self.answer.completion(), None
         except TimeoutError:
-            return BackendTimeout(f"{self._stage.name} did not finish within {timeout_s:.3g} s.")
+            return None, BackendTimeout(f"{self._stage.name} did not finish within {timeout_s:.3g} s.")
         except BackendError as err:
-            return err
+            return None, err
 
-    async def _read(self) -> BackendError | None:
+    async def _read(self) -> None:
         started = self._clock()
         guard = StreamGuard(self._asked) if self._sink else None
         async with aclosing(cast(Any, self._stage.backend.generate(self._asked))) as deltas:
@@ -207,11 +206,10 @@ class _Generation:
                 if self.first_token_s is None:
                     self.first_token_s = self._clock() - started
                 if guard and (violation := guard.feed(delta)):
-                    return _Aborted(f"Stopped: the answer breaks the request's schema: {violation.message}")
+                    raise _Aborted(f"Stopped: the answer breaks the request's schema: {violation.message}")
                 self.answer.feed(delta)
                 if self._sink:
                     await self._sink.send(delta)
-        return None
 
 
 class _Aborted(BackendError):
@@ -288,13 +286,3 @@ def _prepare(stage: Stage, request: Request, constrain: Callable[[Request], Json
     return replace(
         request, model=stage.model, adapter=stage.adapter, sampling=sampling, constraint=constraint, stream=stream
     )
-
-
-def _continued(request: Request, messages: Sequence[Json]) -> Request:
-    """`request` with `messages` appended to its conversation, as a chat request whatever wire it came by."""
-    if request.wire == "chat":
-        body = dict(request.body)
-    else:
-        body = dict(chat.body(request, model=request.model, stream=False, capabilities=Capabilities()))
-    body["messages"] = [*request.messages, *messages]
-    return replace(request, wire="chat", body=body, messages=tuple(body["messages"]))

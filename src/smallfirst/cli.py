@@ -166,7 +166,7 @@ def records_list(
     wanted = RecordFilter(task, decision, model=model, episode=episode, since=parse_since(since))  # type: ignore[arg-type]
 
     async def work(db: Store) -> None:
-        rows = await db.list(wanted, limit=limit)
+        rows = await db.list_records(wanted, limit=limit)
         if as_json:
             print_json(rows)
             return
@@ -211,8 +211,8 @@ def records_export(
 def keys_add(
     name: Annotated[str, typer.Argument(help="What the key is for.")],
     role: Annotated[RoleName, typer.Option(help="What it may do.")] = RoleName.agent,
-    requests_per_minute: Annotated[float | None, typer.Option(min=1)] = None,
-    tokens_per_minute: Annotated[float | None, typer.Option(min=1)] = None,
+    requests_per_minute: Annotated[int | None, typer.Option(min=1)] = None,
+    tokens_per_minute: Annotated[int | None, typer.Option(min=1)] = None,
     concurrent: Annotated[int | None, typer.Option(min=1, help="Calls at the same time.")] = None,
     usd_per_day: Annotated[float | None, typer.Option(min=0, help="Budget, days counted in UTC.")] = None,
     config: ConfigOption = None,

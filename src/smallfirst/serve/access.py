@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from smallfirst.errors import AuthenticationError, LimitError, PermissionDenied
-from smallfirst.store import KeyLimits, KeyRow, Store, matches_secret, split_key
+from smallfirst.store import KeyLimits, KeyRow, Store, parse_key
 from smallfirst.types import Role
 
 RANK: Mapping[Role, int] = {"agent": 0, "viewer": 1, "operator": 2, "admin": 3}
@@ -50,9 +50,9 @@ class Access:
         given = headers.get("x-api-key") or headers.get("authorization", "").removeprefix("Bearer ").strip()
         if not self._keys and not self._always:
             return LOCAL
-        key_id, secret = split_key(given)
+        key_id, secret = parse_key(given) or ("", "")
         row = self._keys.get(key_id)
-        if row is None or not matches_secret(row, secret):
+        if row is None or not row.accepts(secret):
             raise AuthenticationError(
                 "Missing or invalid API key.",
                 hint="Send `Authorization: Bearer sf-...` or `x-api-key`; `smallfirst keys add` makes one.",

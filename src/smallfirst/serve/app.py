@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import msgspec
 import structlog
@@ -16,11 +16,12 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import Receive, Scope, Send
 
 from smallfirst import __version__
-from smallfirst.errors import LimitError, NotFoundError, RequestError, SmallfirstError, UpstreamError
+from smallfirst.errors import LimitError, NotFoundError, SmallfirstError, UpstreamError
 from smallfirst.serve.exchange import ClientGone, Exchange
+from smallfirst.serve.feedback import parse_feedback
 from smallfirst.serve.gateway import Failed, Gateway, new_id
 from smallfirst.serve.openapi import description
-from smallfirst.types import Feedback, Role, Wire
+from smallfirst.types import Wire
 from smallfirst.wire import WIRES
 
 Handler = Callable[[Gateway, Exchange], Awaitable[None]]
@@ -85,7 +86,8 @@ class _Endpoint:
 
     async def _error(self, exchange: Exchange, err: SmallfirstError, headers: Mapping[str, str]) -> None:
         if exchange.started:
-            raise ClientGone from err
+            log.warning("answer broken off", error=str(err))
+            return
         status, more = err.status, dict(headers)
         if isinstance(err, UpstreamError):
             status = err.upstream_status
@@ -121,32 +123,10 @@ async def _models(gateway: Gateway, exchange: Exchange) -> None:
     await exchange.reply(200, msgspec.json.encode({"object": "list", "data": data}))
 
 
-class _FeedbackBody(msgspec.Struct, forbid_unknown_fields=True):
-    record_id: str
-    kind: Literal["correct", "score", "answer", "comment"]
-    value: Any
-    source: str = "api"
-
-
-_KINDS: Mapping[str, tuple[type, ...]] = {
-    "correct": (bool,),
-    "score": (float, int),
-    "comment": (str,),
-    "answer": (dict, list, str),
-}
-
-
 async def _feedback(gateway: Gateway, exchange: Exchange) -> None:
     """A later label of a record."""
     raw = await _authenticated_body(gateway, exchange)
-    try:
-        body = msgspec.json.decode(raw, type=_FeedbackBody)
-    except (msgspec.DecodeError, UnicodeDecodeError) as err:
-        raise RequestError(f"The feedback cannot be read: {err}.", hint="Send record_id, kind and value.") from None
-    if not isinstance(body.value, _KINDS[body.kind]) or (body.kind == "score" and isinstance(body.value, bool)):
-        kinds = " or ".join(t.__name__ for t in _KINDS[body.kind])
-        raise RequestError(f"The value of {body.kind!r} is {body.value!r}; allowed is {kinds}.", param="value")
-    feedback = Feedback(new_id(), body.record_id, time.time(), body.kind, body.value, body.source)
+    feedback = parse_feedback(raw, new_id())
     await gateway.store.add_feedback(feedback)
     await exchange.reply(201, msgspec.json.encode({"id": feedback.id, "record_id": feedback.record_id}))
 
@@ -163,7 +143,7 @@ async def _readyz(gateway: Gateway, exchange: Exchange) -> None:
 
 
 async def _metrics(gateway: Gateway, exchange: Exchange) -> None:
-    await gateway.access.authenticate(exchange.headers, cast(Role, "viewer"))
+    await gateway.access.authenticate(exchange.headers, "viewer")
     kind = "text/plain; version=0.0.4; charset=utf-8"
     await exchange.reply(200, gateway.telemetry.exposition(), media_type=kind)
 

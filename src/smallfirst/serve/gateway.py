@@ -12,14 +12,14 @@ import re
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import msgspec
 
 from smallfirst.budget import Allowance
 from smallfirst.cascade import Cascade, Outcome
 from smallfirst.config import Config, Policy
-from smallfirst.errors import LimitError, RequestError, SmallfirstError
+from smallfirst.errors import LimitError, RequestError, SmallfirstError, StoreError
 from smallfirst.router import Candidate, identify, route
 from smallfirst.serve.access import Access, Admission, Caller
 from smallfirst.serve.cache import ResponseCache
@@ -30,7 +30,7 @@ from smallfirst.store import Store
 from smallfirst.types import Attempt, Delta, Origin, Record, Request, Route, Usage, Wire, total_usd
 from smallfirst.validators import check_schemas
 from smallfirst.wire import WIRES
-from smallfirst.wire.accumulate import replay
+from smallfirst.wire.accumulate import split
 
 TASK_NAME = re.compile(r"[A-Za-z0-9_.:/-]{1,128}")
 DAY_S = 86_400
@@ -82,7 +82,13 @@ class Gateway:
         except asyncio.CancelledError:
             await asyncio.shield(self._record(call, _gone(call)))
             raise
-        record = await self._record(call, outcome)
+        try:
+            record = await self._record(call, outcome)
+        except StoreError as err:
+            if stream is None or not exchange.started:
+                raise
+            await stream.fail(err)
+            return
         if stream is not None and (outcome.error is None or exchange.started):
             await stream.finish(outcome, _headers(call, outcome))
         elif outcome.completion is None:
@@ -184,13 +190,17 @@ class _Stream:
         """End the stream; an answer that was not streamed while it was generated is sent whole."""
         if not self._exchange.started:
             await self._exchange.start_stream(headers)
-            for delta in replay(outcome.completion) if outcome.completion else ():
+            for delta in split(replace(outcome.completion, native=None)) if outcome.completion else ():
                 await self._exchange.write(self._writer.feed(delta))
         if outcome.error is not None:
-            await self._exchange.write(self._writer.error(outcome.error), last=True)
+            await self.fail(outcome.error)
         else:
             usage = outcome.completion.usage if outcome.completion else Usage()
             await self._exchange.write(_comment(headers) + self._writer.finish(usage), last=True)
+
+    async def fail(self, error: SmallfirstError) -> None:
+        """End a stream that has begun with an error in the wire's form."""
+        await self._exchange.write(self._writer.error(error), last=True)
 
 
 class Failed(SmallfirstError):
