@@ -74,6 +74,9 @@ class Payload(msgspec.Struct, omit_defaults=True):
 
 
 _decode_payload = msgspec.json.Decoder(Payload).decode
+# Log-probabilities are many numbers, some of them infinite: MessagePack holds them and is quick.
+_encode_attempt = msgspec.msgpack.Encoder().encode
+_decode_attempt = msgspec.msgpack.Decoder(tuple[Completion | None, tuple[Violation, ...], str | None]).decode
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +148,7 @@ class Codec:
         if capture:
             if completion is not None and completion.native is not None:
                 completion = replace(completion, native=None)
-            data = encode((completion, violations, attempt.error))
+            data = _encode_attempt((completion, violations, attempt.error))
             payload = self.sealer.seal(data, f"attempt:{record_id}:{n}")
         return (
             record_id,
@@ -218,10 +221,7 @@ class Codec:
         violations = tuple(Violation(code, "") for code in codes.split())
         error = None
         if row[22] is not None:
-            data = decode(self.sealer.open(row[22], f"attempt:{record_id}:{n}"))
-            completion = _completion(data[0])
-            violations = msgspec.convert(data[1], tuple[Violation, ...])
-            error = data[2]
+            completion, violations, error = _decode_attempt(self.sealer.open(row[22], f"attempt:{record_id}:{n}"))
         return Attempt(
             stage=stage,
             backend=backend,
@@ -303,18 +303,3 @@ def insert_records(connection: Connection, group: Sequence[RecordRows]) -> None:
 def insert_attempts(connection: Connection, rows: Sequence[Row]) -> None:
     """Write rows of ATTEMPT_COLUMNS; one that is there already stays as it is."""
     insert(connection, f"attempts ({ATTEMPT_COLUMNS})", rows, conflict="DO NOTHING")
-
-
-def _completion(data: dict[str, Any] | None) -> Completion | None:
-    """A completion from JSON, where a log-probability of minus infinity is null."""
-    if data is None:
-        return None
-    for choice in data["choices"]:
-        for token in choice["logprobs"]:
-            token["logprob"] = _logprob(token["logprob"])
-            token["top"] = [(text, _logprob(value)) for text, value in token["top"]]
-    return msgspec.convert(data, Completion)
-
-
-def _logprob(value: float | None) -> float:
-    return -math.inf if value is None else value

@@ -5,11 +5,15 @@ from __future__ import annotations
 import sqlite3
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
 from smallfirst.errors import ConfigError, StoreError
 from smallfirst.store.database import Durability, Rejected, Row
+
+_CHECKPOINT_EVERY_S = 0.5
+_WAL_PAGES_MAX = 16_384  # 64 MiB: from there on a commit checkpoints what is left
 
 _HINTS = {
     sqlite3.SQLITE_BUSY: "Another process holds a lock on the database; end its transaction.",
@@ -41,17 +45,11 @@ class SqliteDatabase:
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._path.touch(mode=0o600)
-            connection = sqlite3.connect(
-                self._path,
-                timeout=self._busy_timeout_s,
-                isolation_level=None,
-                check_same_thread=False,
-                cached_statements=256,
-            )
-            self._set_wal(connection)
-            connection.execute(f"PRAGMA synchronous = {self._synchronous}")
-            connection.execute("PRAGMA foreign_keys = ON")
-            connection.execute(f"PRAGMA query_only = {int(read_only)}")
+            connection = self._open()
+            if read_only:
+                connection.execute("PRAGMA query_only = ON")
+                return SqliteConnection(connection)
+            return SqliteConnection(connection, _Checkpointer(self._open()))
         except sqlite3.Error as error:
             raise _translated(error) from error
         except OSError as error:
@@ -59,7 +57,20 @@ class SqliteDatabase:
                 f"The store's file {str(self._path)!r} cannot be made: {error.strerror}.",
                 hint=_HINTS[sqlite3.SQLITE_CANTOPEN],
             ) from error
-        return SqliteConnection(connection)
+
+    def _open(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(
+            self._path,
+            timeout=self._busy_timeout_s,
+            isolation_level=None,
+            check_same_thread=False,
+            cached_statements=256,
+        )
+        self._set_wal(connection)
+        connection.execute(f"PRAGMA synchronous = {self._synchronous}")
+        connection.execute(f"PRAGMA wal_autocheckpoint = {_WAL_PAGES_MAX}")
+        connection.execute("PRAGMA foreign_keys = ON")
+        return connection
 
     def _set_wal(self, connection: sqlite3.Connection) -> None:
         """Switch to WAL. SQLite does not honour the busy timeout when two processes switch at once, so wait here."""
@@ -76,10 +87,11 @@ class SqliteDatabase:
 
 
 class SqliteConnection:
-    """See `database.Connection`."""
+    """See `database.Connection`. One that writes has a checkpointer."""
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
+    def __init__(self, connection: sqlite3.Connection, checkpointer: _Checkpointer | None = None) -> None:
         self._connection = connection
+        self._checkpointer = checkpointer
 
     def execute(self, sql: str, params: Sequence[object] = ()) -> None:
         try:
@@ -102,11 +114,39 @@ class SqliteConnection:
         finally:
             if self._connection.in_transaction:
                 self.execute("ROLLBACK")
+        if self._checkpointer:
+            self._checkpointer.committed()
 
     def lock_schema(self) -> None:
         """Nothing to do: BEGIN IMMEDIATE holds the only write lock already."""
 
     def close(self) -> None:
+        if self._checkpointer:
+            self._checkpointer.close()
+        self._connection.close()
+
+
+class _Checkpointer:
+    """Moves the write-ahead log into the database in a thread of its own, because that waits for the disk.
+
+    A passive checkpoint holds up neither writer nor readers; one that fails is made up for by the next.
+    """
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="smallfirst-store-checkpoint")
+        self._running: Future[object] | None = None
+        self._next_at = 0.0
+
+    def committed(self) -> None:
+        """Called by the writer after each commit."""
+        now = time.monotonic()
+        if now >= self._next_at and (self._running is None or self._running.done()):
+            self._next_at = now + _CHECKPOINT_EVERY_S
+            self._running = self._thread.submit(self._connection.execute, "PRAGMA wal_checkpoint(PASSIVE)")
+
+    def close(self) -> None:
+        self._thread.shutdown()
         self._connection.close()
 
 
