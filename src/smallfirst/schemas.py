@@ -10,9 +10,11 @@ import hashlib
 import json
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Generic, NoReturn, TypeVar, cast
+from typing import Any, Generic, NoReturn, TypeVar
+from urllib.parse import unquote
 
 import jsonschema_rs
+import msgspec
 
 from smallfirst.errors import RequestError, TooLargeError
 from smallfirst.types import Json
@@ -27,12 +29,13 @@ PATTERN_OPTIONS = jsonschema_rs.FancyRegexOptions(backtrack_limit=100_000, size_
 
 _IN_PLACE_LISTS = ("allOf", "anyOf", "oneOf")
 _IN_PLACE = ("not", "if", "then", "else")
+_BRIEF = json.JSONEncoder(ensure_ascii=False, default=repr)
 _T = TypeVar("_T")
 
 
 def canonical_json(value: Any) -> str:
     """`value` as JSON with sorted keys and no white space: equal texts mean equal values and number types."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return msgspec.json.encode(value, order="sorted").decode()
 
 
 class SchemaCache(Generic[_T]):
@@ -44,8 +47,7 @@ class SchemaCache(Generic[_T]):
         self._entries: OrderedDict[bytes, _T] = OrderedDict()
 
     def __call__(self, schema: Json) -> _T:
-        text = canonical_json(schema).encode("utf-8", "surrogatepass")
-        key = hashlib.blake2b(text, digest_size=16).digest()
+        key = hashlib.blake2b(canonical_json(schema).encode(), digest_size=16).digest()
         entry = self._entries.pop(key, None)
         if entry is None:
             entry = self._build(schema)
@@ -55,14 +57,26 @@ class SchemaCache(Generic[_T]):
         return entry
 
 
+class _Absurd(Exception):
+    """A schema over a limit; the message completes "The schema ..."."""
+
+
 def _compile(schema: Json) -> jsonschema_rs.Validator:
-    return jsonschema_rs.validator_for(
+    if depth(schema, MAX_SCHEMA_DEPTH) > MAX_SCHEMA_DEPTH:
+        raise _Absurd(f"nests deeper than {MAX_SCHEMA_DEPTH} levels")
+    size = len(canonical_json(schema))
+    if size > MAX_SCHEMA_CHARS:
+        raise _Absurd(f"has {size} characters; {MAX_SCHEMA_CHARS} are allowed")
+    validator = jsonschema_rs.validator_for(
         dict(schema), validate_formats=True, pattern_options=PATTERN_OPTIONS, offline=True
     )
+    if _unfolded(schema) > MAX_UNFOLDED:
+        raise _Absurd(f"applies more than {MAX_UNFOLDED} subschemas to one value")
+    return validator
 
 
 compiled = SchemaCache(_compile)
-"""The compiled validator of a schema that `check_schema` let pass; ValueError for one that it would refuse."""
+"""The compiled validator of a schema that `check_schema` let pass."""
 
 
 def check_schema(schema: Any, *, param: str) -> None:
@@ -73,23 +87,14 @@ def check_schema(schema: Any, *, param: str) -> None:
     """
     if not isinstance(schema, Mapping):
         _refuse(f"The schema at {param} is {elide(schema)}; a JSON Schema is an object.", param)
-    if depth(schema, MAX_SCHEMA_DEPTH) > MAX_SCHEMA_DEPTH:
-        raise TooLargeError(f"The schema at {param} nests deeper than {MAX_SCHEMA_DEPTH} levels.", param=param)
-    size = len(canonical_json(schema))
-    if size > MAX_SCHEMA_CHARS:
-        raise TooLargeError(
-            f"The schema at {param} has {size} characters; {MAX_SCHEMA_CHARS} are allowed.", param=param
-        )
     try:
         compiled(schema)
+    except (_Absurd, RecursionError) as error:
+        reason = str(error) if isinstance(error, _Absurd) else f"nests deeper than {MAX_SCHEMA_DEPTH} levels"
+        hint = "Simplify it; what allOf, anyOf and oneOf refer to multiplies, so list each definition once."
+        raise TooLargeError(f"The schema at {param} {reason}.", hint=hint, param=param) from None
     except (ValueError, jsonschema_rs.ReferencingError) as error:
         _refuse(f"The schema at {param} is not usable: {_reason(error)}.", param)
-    if _unfolded(schema) > MAX_UNFOLDED:
-        raise TooLargeError(
-            f"The schema at {param} applies more than {MAX_UNFOLDED} subschemas to one value.",
-            hint="Its references multiply through allOf, anyOf or oneOf: list each definition once.",
-            param=param,
-        )
 
 
 def _refuse(message: str, param: str) -> NoReturn:
@@ -116,8 +121,6 @@ def depth(value: Any, limit: int) -> int:
 
 def resolve(root: Json, reference: str) -> Any:
     """What the local reference "#/..." points at; LookupError when it is not local or points at nothing."""
-    from urllib.parse import unquote
-
     if reference != "#" and not reference.startswith("#/"):
         raise LookupError(reference)
     node: Any = root
@@ -160,7 +163,8 @@ def _unfolded(root: Json) -> int:
             counts[id(schema)] = min(1 + sum(map(count, _in_place(root, schema))), MAX_UNFOLDED + 1)
         return counts[id(schema)]
 
-    most, stack = 0, [cast(Any, root)]
+    most = 0
+    stack: list[Any] = [root]
     while stack:
         node = stack.pop()
         if isinstance(node, Mapping):
@@ -225,7 +229,7 @@ def elide_text(text: str, limit: int) -> str:
 
 def elide(value: Any, limit: int = 60) -> str:
     """`value` as JSON for a message, its middle left out when it is longer than `limit` characters."""
-    return elide_text(json.dumps(value, ensure_ascii=False, default=repr), limit)
+    return elide_text(_BRIEF.encode(value), limit)
 
 
 def json_path(parts: list[str | int]) -> str:

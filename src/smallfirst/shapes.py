@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any
+from urllib.parse import unquote
 
 import jsonschema_rs
 
@@ -233,8 +234,6 @@ def resolve_escaped(root: Json, pointer: str) -> Any:
 
 
 def _pointer(reference: Any) -> str:
-    from urllib.parse import unquote
-
     if not isinstance(reference, str):
         raise LookupError(reference)
     return unquote(reference)

@@ -147,7 +147,7 @@ def _arguments_fit(request: Request, choice: Choice) -> Iterator[Violation]:
         tool = request.callable_tools.get(call.name)
         if tool is None:
             continue
-        path, what = f"$.tool_calls[{index}].arguments", f"The arguments of {elide(call.name, 40)}"
+        path, what = f"$.tool_calls[{index}].arguments", f"The arguments of {tool.name}"
         yield from _json_fits("arguments", what, path, call.arguments, tool.parameters, must_be_object=True)
 
 
