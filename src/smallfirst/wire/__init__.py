@@ -49,3 +49,5 @@ class Format(Protocol):
 
 
 WIRES: Mapping[Wire, Format] = {"chat": chat, "responses": responses, "messages": messages}
+BODIES: Mapping[Wire, type] = {"chat": chat.Body, "responses": responses.Body, "messages": messages.Body}
+"""What a request's body is checked against, per wire."""

@@ -67,6 +67,11 @@ class Accumulator:
             call.name = call.name or piece.name or ""
             call.arguments.append(piece.arguments)
 
+    @property
+    def usage(self) -> Usage:
+        """The usage so far."""
+        return self._usage
+
     def completion(self) -> Completion:
         """The answer so far, with native if exactly one whole answer came; BackendGarbage if no choice did."""
         if not self._choices:

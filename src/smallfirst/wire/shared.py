@@ -234,6 +234,12 @@ def read_event(data: bytes) -> dict[str, Any]:
     return payload
 
 
+def kind_of(payload: Json, name: str | None = None) -> str:
+    """The "type" of an upstream's object; `name` or "" if it has none."""
+    kind = payload.get("type")
+    return kind if isinstance(kind, str) else name or ""
+
+
 def upstream_error(error: object, body: Json, status: int = 502) -> UpstreamError:
     """The error that an upstream sent inside an answer or a stream; `error` is its error object or text."""
     message = error.get("message") if isinstance(error, dict) else error

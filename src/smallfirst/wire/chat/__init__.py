@@ -2,6 +2,6 @@
 
 from smallfirst.wire.chat.answer import Reader, read
 from smallfirst.wire.chat.reply import Writer, error, render
-from smallfirst.wire.chat.request import body, extend, parse
+from smallfirst.wire.chat.request import Body, body, extend, parse
 
-__all__ = ["Reader", "Writer", "body", "error", "extend", "parse", "read", "render"]
+__all__ = ["Body", "Reader", "Writer", "body", "error", "extend", "parse", "read", "render"]

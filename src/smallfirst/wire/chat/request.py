@@ -107,7 +107,9 @@ class _StreamOptions(Struct):
     include_usage: bool | None = None
 
 
-class _Body(Struct):
+class Body(Struct):
+    """What is checked of a request's body; every other field is kept and handed on."""
+
     model: Annotated[str, Meta(min_length=1)]
     messages: Annotated[list[_Message], Meta(min_length=1)]
     tools: list[_Tool] | None = None
@@ -137,7 +139,7 @@ class _Body(Struct):
 def parse(raw: bytes, origin: Origin) -> Request:
     """The request in `raw`; RequestError (TooLargeError) whose `param` is the JSON path of what is wrong."""
     body = shared.decode(raw)
-    given = shared.convert(body, _Body)
+    given = shared.convert(body, Body)
     tools, custom = _tools(given, len(raw))
     known = [tool.name for tool in tools] + custom
     shared.check_unique(known, "tools")
@@ -159,7 +161,7 @@ def parse(raw: bytes, origin: Origin) -> Request:
     )
 
 
-def _tools(given: _Body, body_bytes: int) -> tuple[tuple[Tool, ...], list[str]]:
+def _tools(given: Body, body_bytes: int) -> tuple[tuple[Tool, ...], list[str]]:
     """The function tools, and the names of the custom ones."""
     functions = [(f"functions[{i}]", function) for i, function in enumerate(given.functions or ())]
     custom = []
@@ -180,7 +182,7 @@ def _tools(given: _Body, body_bytes: int) -> tuple[tuple[Tool, ...], list[str]]:
     return tools, custom
 
 
-def _needs(given: _Body, body: Json, tools: Sequence[Tool], custom: list[str]) -> set[str]:
+def _needs(given: Body, body: Json, tools: Sequence[Tool], custom: list[str]) -> set[str]:
     needs = set()
     hosted = any(tool.type not in ("function", "custom") for tool in given.tools or ())
     if hosted or custom or any(body.get(name) for name in _ONLY_OPENAI) or "audio" in (given.modalities or ()):
@@ -196,7 +198,7 @@ def _needs(given: _Body, body: Json, tools: Sequence[Tool], custom: list[str]) -
     return needs
 
 
-def _tool_choice(given: _Body, known: list[str]) -> ToolChoice:
+def _tool_choice(given: Body, known: list[str]) -> ToolChoice:
     choice = given.tool_choice
     if choice is None and given.function_call is not None:
         if isinstance(given.function_call, str):
@@ -232,7 +234,7 @@ def _response_format(given: _Format | None, body_bytes: int) -> ResponseFormat:
     return ResponseFormat("json_schema", wanted.schema, wanted.name, bool(wanted.strict))
 
 
-def _sampling(given: _Body) -> Sampling:
+def _sampling(given: Body) -> Sampling:
     if given.top_logprobs and not given.logprobs:
         raise RequestError("top_logprobs: needs logprobs.", hint='Set "logprobs": true.', param="top_logprobs")
     stop = (given.stop,) if isinstance(given.stop, str) else tuple(given.stop or ())

@@ -117,7 +117,7 @@ class Reader:
     def feed(self, event: str | None, data: bytes) -> tuple[Delta, ...]:
         """The one Delta of an event, with its native payload. Raises UpstreamError for an error event."""
         payload = shared.read_event(data)
-        kind = payload.get("type") or event
+        kind = shared.kind_of(payload, event)
         if kind == "error":
             raise _error(payload)
         native = Native("messages", payload, event or "")

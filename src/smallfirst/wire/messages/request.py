@@ -42,7 +42,9 @@ class _OutputConfig(Struct):
     format: _Format | None = None
 
 
-class _Body(Struct):
+class Body(Struct):
+    """What is checked of a request's body; every other field is kept and handed on."""
+
     model: Annotated[str, Meta(min_length=1)]
     max_tokens: Annotated[int, Meta(ge=1)]
     messages: Annotated[list[Message], Meta(min_length=1)]
@@ -60,7 +62,7 @@ class _Body(Struct):
 def parse(raw: bytes, origin: Origin) -> Request:
     """The request in `raw`; RequestError (TooLargeError) whose `param` is the JSON path of what is wrong."""
     body = shared.decode(raw)
-    given = shared.convert(body, _Body)
+    given = shared.convert(body, Body)
     needs = {"native:messages"} if any(body.get(name) for name in _ONLY_ANTHROPIC) else set()
     tools, names = _tools(given.tools or [], len(raw), needs)
     choice = given.tool_choice

@@ -2,6 +2,6 @@
 
 from smallfirst.wire.responses.answer import Reader, read
 from smallfirst.wire.responses.reply import Writer, error, render
-from smallfirst.wire.responses.request import body, extend, parse
+from smallfirst.wire.responses.request import Body, body, extend, parse
 
-__all__ = ["Reader", "Writer", "body", "error", "extend", "parse", "read", "render"]
+__all__ = ["Body", "Reader", "Writer", "body", "error", "extend", "parse", "read", "render"]

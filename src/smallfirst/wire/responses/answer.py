@@ -100,7 +100,7 @@ def read(payload: Json) -> tuple[Delta, ...]:
     calls: list[ToolCallDelta] = []
     tokens: list[TokenLogprob] = []
     for item in answer.output:
-        kind = item.get("type")
+        kind = shared.kind_of(item)
         if kind == "message":
             for part in shared.read_as(item, _Message).content:
                 text += part.text or ""
@@ -142,13 +142,13 @@ class Reader:
         if data.strip() == b"[DONE]":
             return ()
         payload = shared.read_event(data)
-        kind = payload.get("type") or event
+        kind = shared.kind_of(payload, event)
         native = Native("responses", payload, event or "")
         if kind == "error":
             raise shared.upstream_error(payload.get("error") or payload, payload)
         if kind not in _EVENTS:
             return (Delta(native=native),)
-        read_event = shared.read_as({"type": kind, **payload}, _Event)
+        read_event = shared.read_as({**payload, "type": kind}, _Event)
         return (_EVENTS[kind](self, read_event, native),)
 
     def _text(self, event: _Event, native: Native) -> Delta:
@@ -161,7 +161,7 @@ class Reader:
         return Delta(reasoning=event.delta, native=native)
 
     def _item(self, event: _Event, native: Native) -> Delta:
-        if event.item is None or event.item.get("type") not in _CALL_ITEMS:
+        if event.item is None or shared.kind_of(event.item) not in _CALL_ITEMS:
             return Delta(native=native)
         call = shared.read_as(event.item, _Call)
         index = self._calls.setdefault(event.output_index, len(self._calls))

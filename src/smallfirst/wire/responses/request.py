@@ -48,7 +48,9 @@ class _Text(Struct):
     format: _Format | None = None
 
 
-class _Body(Struct):
+class Body(Struct):
+    """What is checked of a request's body; every other field is kept and handed on."""
+
     model: Annotated[str, Meta(min_length=1)]
     input: str | list[dict[str, Any]] | None = None
     instructions: str | None = None
@@ -69,7 +71,7 @@ class _Body(Struct):
 def parse(raw: bytes, origin: Origin) -> Request:
     """The request in `raw`; RequestError (TooLargeError) whose `param` is the JSON path of what is wrong."""
     body = shared.decode(raw)
-    given = shared.convert(body, _Body)
+    given = shared.convert(body, Body)
     needs = {"native:responses"} if any(body.get(name) for name in _STATE) else set()
     tools, known = _tools(given.tools or [], len(raw), needs)
     logprobs = _LOGPROBS in (given.include or ())
@@ -98,7 +100,7 @@ def parse(raw: bytes, origin: Origin) -> Request:
     )
 
 
-def _messages(given: _Body, needs: set[str]) -> tuple[Json, ...]:
+def _messages(given: Body, needs: set[str]) -> tuple[Json, ...]:
     system: list[Json] = [{"role": "system", "content": given.instructions}] if given.instructions else []
     if isinstance(given.input, str):
         return (*system, {"role": "user", "content": given.input})
@@ -139,7 +141,7 @@ def _tools(given: list[_Tool], body_bytes: int, needs: set[str]) -> tuple[tuple[
     return tuple(tools), known
 
 
-def _tool_choice(given: _Body, known: list[str]) -> ToolChoice:
+def _tool_choice(given: Body, known: list[str]) -> ToolChoice:
     choice = given.tool_choice
     if choice is None:
         return ToolChoice()
