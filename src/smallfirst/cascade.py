@@ -155,7 +155,7 @@ class Cascade:
         watched = completion is not None and (stage.small or route.calibrator is not None)
         found = features(asked, cast(Completion, completion), verdict, repairs) if watched else {}
         confidence = route.calibrator.confidence(found) if route.calibrator and stage.small and watched else None
-        decision, reason = _decide(route, stage, completion, verdict, confidence, error)
+        decision, reason = _decide(route, stage, asked, completion, verdict, confidence, error)
         return _Try(
             Attempt(
                 stage=stage.name,
@@ -221,19 +221,24 @@ class _Aborted(BackendError):
 def _decide(
     route: Route,
     stage: Stage,
+    asked: Request,
     completion: Completion | None,
     verdict: Verdict,
     confidence: float | None,
     error: BackendError | None,
 ) -> tuple[Decision, str]:
-    """The cascade's rule for one attempt (mechanisms, section 2): validity first, then calibrated confidence."""
+    """The cascade's rule for one attempt (mechanisms, section 2): validity first, then calibrated confidence.
+
+    What the last stage cut off at the caller's own limit is an answer, as any provider gives it (finish_reason length).
+    """
     last = stage is route.stages[-1]
     otherwise: Decision = "abstain" if last else "escalate"
     if error is not None or completion is None:
         return otherwise, f"error:{error.code if error else 'empty'}"
     if last and not stage.small and route.mode == "observe":
         return "accept", route.reason
-    if last and verdict.violations and all(v.code == "truncated" for v in verdict.violations):
+    truncated = any(v.code == "truncated" for v in verdict.violations)
+    if last and truncated and (asked.sampling.max_tokens is not None or not stage.small):
         return "accept", "truncated"
     if not verdict.ok:
         return otherwise, f"invalid:{verdict.violations[0].code}"
