@@ -1,0 +1,230 @@
+"""The main job, shown: real function-calling questions through a running gateway, scored against their gold answers.
+
+BFCL v4 live questions are sent with the official `openai` client; each record gets its verdict as feedback, as any
+application can give it; the table is the report over those records. Starting the gateway is the caller's work.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from smallfirst import bfcl, report
+from smallfirst.bfcl import Question
+from smallfirst.errors import ConfigError
+from smallfirst.report import Report
+from smallfirst.store import RecordFilter, RecordSummary, Store
+from smallfirst.types import ToolCall
+
+if TYPE_CHECKING:
+    from openai import AsyncOpenAI
+    from openai.types.chat import ChatCompletion
+
+LABEL = "bfcl gold"
+TIMEOUT_S = 120.0
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of one question: right or not and why not, and the record that tells more.
+
+    `failure` is set when the call itself failed, which counts as a wrong answer; `record_id` is None where the gateway
+    named no record. `seconds` is the call's time as the client saw it.
+    """
+
+    question: Question
+    correct: bool
+    error: str | None
+    failure: str | None
+    record_id: str | None
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Unrecorded:
+    """A failed call that left no record, as the report counts it: asked, not answered, not right."""
+
+    task: str
+    seconds: float
+    served: None = None
+    correct: bool = False
+    cost_usd: float = 0.0
+    cost_usd_local_free: float = 0.0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    valid_first: bool = False
+    executable: bool = False
+    escalated: bool = False
+    cached: bool = False
+
+
+async def run(
+    store: Store,
+    base_url: str,
+    api_key: str,
+    console: Console,
+    *,
+    where: str,
+    n: int = 60,
+    seed: int = 0,
+    concurrency: int = 1,
+    as_json: bool = False,
+) -> Report:
+    """Asks `n` questions of the gateway at `base_url` (up to and with /v1) and prints what came of them.
+
+    `store` is the one that the gateway records in and `where` says in words where that is. With `as_json` the only
+    output is one JSON object. Raises ModelFileError when the questions cannot be fetched and ConfigError without the
+    `openai` client.
+    """
+    quiet = Console(stderr=True) if as_json else console
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, TimeElapsedColumn(), console=quiet, transient=True) as progress:
+        questions = await asyncio.to_thread(_questions, progress, n, seed)
+        bar = progress.add_task("asking", total=len(questions))
+        right = 0
+
+        def on_progress(outcome: Outcome) -> None:
+            nonlocal right
+            right += outcome.correct
+            progress.update(bar, advance=1, description=f"asking, {right} right")
+
+        since = time.time()
+        outcomes = await run_questions(base_url, api_key, questions, concurrency=concurrency, on_progress=on_progress)
+    result = report.summarise(await _calls(store, outcomes, since), label=LABEL)
+    if as_json:
+        console.print_json(json.dumps({"rows": report.to_rows(result), "failures": _failures(outcomes)}))
+    else:
+        _show(console, result, outcomes, where)
+    return result
+
+
+async def run_questions(
+    base_url: str,
+    api_key: str,
+    questions: Sequence[Question],
+    *,
+    concurrency: int,
+    on_progress: Callable[[Outcome], None],
+) -> list[Outcome]:
+    """Asks all `questions`, at most `concurrency` at a time, and posts each verdict as feedback; outcomes in order.
+
+    A call that fails is an outcome with `failure`. Raises ConfigError when the `openai` package is not installed.
+    """
+    try:
+        from openai import AsyncOpenAI
+    except ImportError as error:
+        raise ConfigError(
+            "The demo calls the gateway through the official openai client, which is not installed.",
+            hint="Run `pip install 'smallfirst[demo]'`.",
+        ) from error
+    free = asyncio.Semaphore(concurrency)
+    async with AsyncOpenAI(base_url=base_url, api_key=api_key, max_retries=0, timeout=TIMEOUT_S) as client:
+
+        async def answer(question: Question) -> Outcome:
+            async with free:
+                outcome = await _ask(client, question)
+                if outcome.record_id is not None:
+                    await _label(client, outcome.record_id, outcome.correct)
+            on_progress(outcome)
+            return outcome
+
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(answer(question)) for question in questions]
+    return [task.result() for task in tasks]
+
+
+def task_name(category: str) -> str:
+    """The task under which the demo's questions of a category are recorded."""
+    return f"bfcl:{category}"
+
+
+async def _ask(client: AsyncOpenAI, question: Question) -> Outcome:
+    import openai
+
+    messages: Any = question.messages
+    tools: Any = bfcl.tools(question.functions) or openai.omit
+    started = time.monotonic()
+    headers: Mapping[str, str] = {}
+    calls: tuple[ToolCall, ...] = ()
+    failure = None
+    try:
+        response = await client.chat.completions.with_raw_response.create(
+            model="auto",
+            messages=messages,
+            tools=tools,
+            temperature=0,
+            extra_headers={"x-smallfirst-task": task_name(question.category)},
+        )
+        headers, calls = response.headers, _tool_calls(response.parse())
+    except openai.APIError as error:
+        failure = error.message
+        if isinstance(error, openai.APIStatusError):
+            headers = error.response.headers
+    seconds = time.monotonic() - started
+    score = bfcl.score(calls, question.gold, question.functions, question.category)
+    correct = score.correct and failure is None
+    return Outcome(question, correct, failure or score.error, failure, headers.get("x-smallfirst-record"), seconds)
+
+
+def _tool_calls(completion: ChatCompletion) -> tuple[ToolCall, ...]:
+    calls = completion.choices[0].message.tool_calls or ()
+    return tuple(ToolCall(c.id, c.function.name, c.function.arguments) for c in calls if c.type == "function")
+
+
+async def _label(client: AsyncOpenAI, record_id: str, correct: bool) -> None:
+    verdict = {"record_id": record_id, "kind": "correct", "value": correct, "source": LABEL}
+    await client.post("/feedback", cast_to=object, body=verdict)
+
+
+def _questions(progress: Progress, n: int, seed: int) -> tuple[Question, ...]:
+    fetching = progress.add_task("fetching the questions", total=None)
+
+    def downloaded(_: str, done: int, total: int) -> None:
+        progress.update(fetching, completed=done, total=total or None)
+
+    questions = bfcl.sample(bfcl.load(bfcl.fetch(downloaded)), n, seed)
+    progress.remove_task(fetching)
+    return questions
+
+
+async def _calls(store: Store, outcomes: Sequence[Outcome], since: float) -> list[RecordSummary | Unrecorded]:
+    ours = {outcome.record_id for outcome in outcomes}
+    calls: list[RecordSummary | Unrecorded] = [
+        summary async for summary in store.summaries(RecordFilter(since=since)) if summary.id in ours
+    ]
+    recorded = {call.id for call in calls if isinstance(call, RecordSummary)}
+    calls += [Unrecorded(task_name(o.question.category), o.seconds) for o in outcomes if o.record_id not in recorded]
+    return calls
+
+
+def _failures(outcomes: Sequence[Outcome]) -> list[dict[str, str | None]]:
+    return [
+        {"question": outcome.question.id, "record": outcome.record_id, "failure": outcome.failure}
+        for outcome in outcomes
+        if outcome.failure is not None
+    ]
+
+
+def _show(console: Console, result: Report, outcomes: Sequence[Outcome], where: str) -> None:
+    console.print(report.render(result))
+    failures = _failures(outcomes)
+    if failures:
+        console.print(f"{len(failures)} of {len(outcomes)} calls failed and count as wrong:")
+        for failure in failures:
+            console.print(escape(f"  {failure['question']}: {failure['failure']}"), highlight=False)
+    example = next((o.record_id for o in outcomes if o.record_id and not o.correct), None) or "ID"
+    console.print(
+        f"\nThe records are in {escape(where)}. Look at them:\n"
+        f"  smallfirst records list --task {task_name('live_simple')}\n"
+        f"  smallfirst records show {example}\n"
+        "  smallfirst report",
+        highlight=False,
+    )

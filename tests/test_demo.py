@@ -1,0 +1,220 @@
+"""demo: the official client against a loopback server that plays the gateway, and the report over a real store."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+from rich.console import Console
+
+from smallfirst import bfcl, demo, report
+from smallfirst.bfcl import Question
+from smallfirst.serve.gateway import new_id
+from smallfirst.store import Store, open_store
+from smallfirst.types import Attempt, Choice, Completion, Feedback, Record, Request, ToolCall
+
+FUNCTION = {
+    "name": "weather.now",
+    "description": "Tell the weather.",
+    "parameters": {"type": "dict", "required": ["city"], "properties": {"city": {"type": "string"}}},
+}
+
+
+def question(number: int, says: str, category: str = "live_simple") -> Question:
+    """A question whose text tells the loopback server what to do."""
+    gold = ({"weather.now": {"city": ["Rome"]}},)
+    return Question(f"q{number}", category, ({"role": "user", "content": says},), (FUNCTION,), gold)
+
+
+class Loopback:
+    """Answers /v1/chat/completions as the question's text says, and keeps feedback; with a store it records too."""
+
+    def __init__(self) -> None:
+        self.url = ""
+        self.store: Store | None = None
+        self.bodies: list[dict[str, Any]] = []
+        self.tasks: list[str | None] = []
+        self.feedback: list[dict[str, Any]] = []
+        self.running = self.most_running = 0
+
+    async def chat(self, request: web.Request) -> web.Response:
+        body = await request.json()
+        self.bodies.append(body)
+        self.tasks.append(request.headers.get("x-smallfirst-task"))
+        self.running += 1
+        self.most_running = max(self.most_running, self.running)
+        await asyncio.sleep(0.01)
+        self.running -= 1
+        says = body["messages"][-1]["content"]
+        if says == "drop":
+            assert request.transport is not None
+            request.transport.abort()
+        if says == "fail without record":
+            return web.json_response({"error": {"message": "broken", "type": "server_error"}}, status=500)
+        record_id = await self._record(self.tasks[-1] or "")
+        headers = {"x-smallfirst-record": record_id}
+        if says == "fail":
+            error = {"message": "no valid answer", "type": "api_error"}
+            return web.json_response({"error": error}, status=502, headers=headers)
+        city = "Rome" if says.endswith("?") else "Pisa"
+        function = {"name": "weather_now" if "tools" in body else "none", "arguments": json.dumps({"city": city})}
+        call = {"id": "1", "type": "function", "function": function}
+        message = {"role": "assistant", "content": None, "tool_calls": [call]}
+        choice = {"index": 0, "finish_reason": "tool_calls", "message": message}
+        answer = {"id": "c", "object": "chat.completion", "created": 0, "model": "small", "choices": [choice]}
+        return web.json_response(answer, headers=headers)
+
+    async def label(self, request: web.Request) -> web.Response:
+        body = await request.json()
+        self.feedback.append(body)
+        if self.store:
+            label = Feedback(new_id(), body["record_id"], time.time(), body["kind"], body["value"], body["source"])
+            await self.store.add_feedback(label)
+        return web.json_response({"id": "f"}, status=201)
+
+    async def _record(self, task: str) -> str:
+        record_id = new_id()
+        if self.store:
+            done = Completion((Choice(tool_calls=(ToolCall("1", "weather_now", "{}"),)),))
+            attempt = Attempt("small", "fake", "m", "generate", "accept", "valid", done, cost_usd=0.001, seconds=0.1)
+            asked = Request("chat", {}, "auto", ())
+            record = Record(
+                record_id, time.time(), asked, task, "small_only", (attempt,), 0, "accept", "valid", 200, 0.1, "h"
+            )
+            await self.store.append(record)
+        return record_id
+
+
+@pytest.fixture
+async def loopback() -> AsyncIterator[Loopback]:
+    server = Loopback()
+    app = web.Application()
+    app.router.add_post("/v1/chat/completions", server.chat)
+    app.router.add_post("/v1/feedback", server.label)
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    server.url = f"http://127.0.0.1:{runner.addresses[0][1]}/v1"
+    yield server
+    await runner.cleanup()
+
+
+async def ask(loopback: Loopback, *says: str, concurrency: int = 1) -> list[demo.Outcome]:
+    questions = [question(i, text) for i, text in enumerate(says)]
+    return await demo.run_questions(loopback.url, "key", questions, concurrency=concurrency, on_progress=lambda _: None)
+
+
+async def test_answers_are_scored_and_labelled(loopback: Loopback) -> None:
+    """A right and a wrong answer are told apart, and each verdict is posted as feedback on its record."""
+    right, wrong = await ask(loopback, "Rome?", "wrong")
+    assert (right.correct, right.error, right.failure) == (True, None, None)
+    assert not wrong.correct
+    assert wrong.failure is None
+    assert wrong.error == "argument 'city' is 'Pisa', allowed are ['Rome']"
+    verdicts = [
+        {"record_id": outcome.record_id, "kind": "correct", "value": outcome.correct, "source": "bfcl gold"}
+        for outcome in (right, wrong)
+    ]
+    assert loopback.feedback == verdicts
+
+
+async def test_a_question_is_an_ordinary_request(loopback: Loopback) -> None:
+    """The question's messages and tools are sent as any client sends them, under the task of its category."""
+    await ask(loopback, "Rome?")
+    (body,) = loopback.bodies
+    assert body["messages"] == [{"role": "user", "content": "Rome?"}]
+    assert body["tools"] == bfcl.tools([FUNCTION])
+    assert body["temperature"] == 0
+    assert loopback.tasks == ["bfcl:live_simple"]
+
+
+async def test_a_question_without_functions_is_sent_without_tools(loopback: Loopback) -> None:
+    """An empty list of tools, which OpenAI refuses, is left out."""
+    bare = Question("q", "live_irrelevance", ({"role": "user", "content": "Rome?"},), ())
+    (outcome,) = await demo.run_questions(loopback.url, "key", [bare], concurrency=1, on_progress=lambda _: None)
+    assert "tools" not in loopback.bodies[0]
+    assert not outcome.correct
+
+
+async def test_failed_calls_are_outcomes_with_a_reason(loopback: Loopback) -> None:
+    """An HTTP error and a dropped connection are wrong answers with a reason, and the other questions go on."""
+    failed, unrecorded, dropped, right = await ask(loopback, "fail", "fail without record", "drop", "Rome?")
+    assert "no valid answer" in (failed.failure or "")
+    assert "broken" in (unrecorded.failure or "")
+    assert dropped.failure
+    assert [o.correct for o in (failed, unrecorded, dropped, right)] == [False, False, False, True]
+    assert [o.record_id is None for o in (failed, unrecorded, dropped, right)] == [False, True, True, False]
+    assert [label["value"] for label in loopback.feedback] == [False, True]
+
+
+async def test_outcomes_keep_the_order_and_concurrency_is_bounded(loopback: Loopback) -> None:
+    """Outcomes come in the order of the questions, and no more run at once than asked."""
+    finished: list[str] = []
+    questions = [question(i, "Rome?") for i in range(8)]
+    outcomes = await demo.run_questions(
+        loopback.url, "key", questions, concurrency=3, on_progress=lambda o: finished.append(o.question.id)
+    )
+    assert [o.question.id for o in outcomes] == [q.id for q in questions]
+    assert sorted(finished) == [q.id for q in questions]
+    assert loopback.most_running == 3
+
+
+@pytest.fixture
+async def store(tmp_path: Path, loopback: Loopback) -> AsyncIterator[Store]:
+    loopback.store = await open_store(f"sqlite:///{tmp_path / 'records.db'}")
+    yield loopback.store
+    await loopback.store.close()
+
+
+async def run(
+    monkeypatch: pytest.MonkeyPatch, loopback: Loopback, store: Store, questions: list[Question], as_json: bool = False
+) -> tuple[report.Report, str]:
+    """The report of a whole demo over these questions, and what it printed."""
+    monkeypatch.setattr(bfcl, "fetch", lambda _progress: Path("unused"))
+    monkeypatch.setattr(bfcl, "load", lambda _wheel: tuple(questions))
+    printed = io.StringIO()
+    console = Console(file=printed, width=100)
+    result = await demo.run(store, loopback.url, "key", console, where="records.db", as_json=as_json)
+    return result, printed.getvalue()
+
+
+async def test_the_demo_shows_the_report_and_where_the_records_are(
+    loopback: Loopback, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The table has the figures of all calls with their label, a line per task, and how to look at the records."""
+    questions = [question(0, "Rome?"), question(1, "wrong"), question(2, "Rome?", "live_irrelevance")]
+    result, text = await run(monkeypatch, loopback, store, questions)
+    assert (result.overall.calls, result.overall.accuracy.value) == (3, 1 / 3)
+    assert "Right or wrong by: bfcl gold." in text
+    assert "bfcl:live_irrelevance" in text
+    assert "The records are in records.db." in text
+    assert "smallfirst records show" in text
+
+
+async def test_the_demo_counts_failed_calls_that_left_no_record(
+    loopback: Loopback, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A call that failed without a record is in the figures as not answered and not right, and its reason is shown."""
+    questions = [question(0, "Rome?"), question(1, "fail without record")]
+    result, text = await run(monkeypatch, loopback, store, questions)
+    assert (result.overall.calls, result.overall.coverage.value, result.overall.accuracy.value) == (2, 0.5, 0.5)
+    assert "1 of 2 calls failed and count as wrong:" in text
+    assert "broken" in text
+
+
+async def test_the_demo_in_json_is_one_object(
+    loopback: Loopback, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With --json nothing but one JSON object is printed: the report's rows and the failures."""
+    questions = [question(0, "Rome?"), question(1, "fail")]
+    _, text = await run(monkeypatch, loopback, store, questions, as_json=True)
+    printed = json.loads(text)
+    assert printed["rows"][0]["calls"] == 2
+    assert [failure["question"] for failure in printed["failures"]] == ["q1"]
