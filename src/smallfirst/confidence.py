@@ -15,8 +15,6 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, Literal
 
-import numpy as np
-
 from smallfirst.schemas import JsonTextError, canonical_json, parse_json, resolve
 from smallfirst.types import Choice, Completion, Json, Request, TokenLogprob, ToolCall, Verdict
 
@@ -39,7 +37,7 @@ class Span:
 
 
 def json_spans(raw: str, start: int = 0) -> Iterator[Span]:
-    """Keys and leaf values of the JSON value that begins at `start`, in order; ends quietly where it is not JSON."""
+    """Keys and leaf values, in order, of the JSON value that is known to begin at `start`."""
     path: list[str | int] = []
     key_next, at = False, start
     while match := _TOKEN.match(raw, at):
@@ -142,14 +140,22 @@ def _token_features(choice: Choice, *, decides: bool) -> dict[str, float]:
     found = {"value_tokens": float(len(tokens))} if spans else {}
     margins = [u for token in tokens if (u := margin(token)) is not None]
     if margins:
-        low, tenth = min(margins), float(np.quantile(margins, 0.1))
-        found |= {"margin_mean": math.fsum(margins) / len(margins), "margin_min": low, "margin_p10": tenth}
+        mean = math.fsum(margins) / len(margins)
+        found |= {"margin_mean": mean, "margin_min": min(margins), "margin_p10": _quantile(margins, 0.1)}
     if tokens:
         total = math.fsum(token.logprob for token in tokens)
         found |= {"logprob_sum": total, "logprob_mean": total / len(tokens)}
     decision = _decision_token(choice, raw, spans) if decides else None
     uncertainty = entropy(decision) if decision else None
     return found if uncertainty is None else found | {"decision_entropy": uncertainty}
+
+
+def _quantile(values: Sequence[float], q: float) -> float:
+    """The q-quantile, linear between order statistics (definition 7 of Hyndman and Fan 1996)."""
+    ordered = sorted(values)
+    below, part = divmod(q * (len(ordered) - 1), 1)
+    left, right = ordered[int(below)], ordered[min(int(below) + 1, len(ordered) - 1)]
+    return left + part * (right - left)
 
 
 def _decision_token(choice: Choice, raw: str, spans: Sequence[tuple[int, int]]) -> TokenLogprob | None:
