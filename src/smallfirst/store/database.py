@@ -33,7 +33,7 @@ class Connection(Protocol):
     def execute(self, sql: str, params: Sequence[object] = ()) -> None: ...
     def query(self, sql: str, params: Sequence[object] = ()) -> list[Row]: ...
     def transaction(self) -> AbstractContextManager[None]:
-        """Commit what is done inside, or roll all of it back; a writer is alone in it where `lock_schema` was run."""
+        """Commit what is done inside, or roll all of it back. A read-only connection sees one state of the database."""
 
     def lock_schema(self) -> None:
         """Inside a transaction: wait until no other process migrates."""

@@ -48,6 +48,7 @@ class PostgresDatabase:
             connection.execute(f"SET lock_timeout = {milliseconds}")
             if read_only:
                 connection.execute("SET default_transaction_read_only = on")
+                connection.execute("SET default_transaction_isolation = 'repeatable read'")
             if self._durability == "power":
                 connection.execute("SET synchronous_commit = on")
         except self._psycopg.ProgrammingError as error:  # the URL itself is wrong; its text may hold a password

@@ -6,6 +6,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from typing import TypeVar
 
 from smallfirst.store.database import Connection, ConnectionLost, Database
@@ -24,7 +25,7 @@ class Readers:
         self._idle: deque[Connection] = deque()
 
     async def run(self, read: Callable[[Connection], T]) -> T:
-        """The result of `read`, which sees what was durable when it began. Raises StoreError."""
+        """The result of `read`, which sees the database as it was when it began. Raises StoreError."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, self._read, read)
 
     async def close(self) -> None:
@@ -32,28 +33,29 @@ class Readers:
         self._threads.shutdown()
 
     def _read(self, read: Callable[[Connection], T]) -> T:
-        if self._idle:
-            connection = self._idle.popleft()
+        idle = self._take()
+        if idle is not None:
             try:
-                result = read(connection)
-            except ConnectionLost:
-                connection.close()
+                return self._read_on(idle, read)
+            except ConnectionLost:  # the other idle ones are as old
                 self._close_idle()
-            else:
-                self._idle.append(connection)
-                return result
-        return self._read_afresh(read)
+        return self._read_on(self._database.connect(read_only=True), read)
 
-    def _read_afresh(self, read: Callable[[Connection], T]) -> T:
-        connection = self._database.connect(read_only=True)
-        try:
-            result = read(connection)
-        except BaseException:
-            connection.close()
-            raise
+    def _read_on(self, connection: Connection, read: Callable[[Connection], T]) -> T:
+        with ExitStack() as on_error:
+            on_error.callback(connection.close)
+            with connection.transaction():
+                result = read(connection)
+            on_error.pop_all()
         self._idle.append(connection)
         return result
 
+    def _take(self) -> Connection | None:
+        try:
+            return self._idle.popleft()
+        except IndexError:
+            return None
+
     def _close_idle(self) -> None:
-        while self._idle:
-            self._idle.pop().close()
+        while (connection := self._take()) is not None:
+            connection.close()

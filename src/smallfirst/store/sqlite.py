@@ -92,6 +92,7 @@ class SqliteConnection:
     def __init__(self, connection: sqlite3.Connection, checkpointer: _Checkpointer | None = None) -> None:
         self._connection = connection
         self._checkpointer = checkpointer
+        self._begin = "BEGIN IMMEDIATE" if checkpointer else "BEGIN"
 
     def execute(self, sql: str, params: Sequence[object] = ()) -> None:
         try:
@@ -107,7 +108,7 @@ class SqliteConnection:
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        self.execute("BEGIN IMMEDIATE")
+        self.execute(self._begin)
         try:
             yield
             self.execute("COMMIT")
