@@ -26,8 +26,9 @@ class Seen:
 
 @dataclass
 class Loopback:
-    """Answers with `handlers` in turn, the last of them for ever; `asked` is set by the first call, `left` once a caller went
-    away early."""
+    """Answers with `handlers` in turn, the last of them for ever.
+
+    `asked` is set by the first call, `left` once a caller went away early."""
 
     handlers: list[Handler]
     seen: list[Seen] = field(default_factory=list)

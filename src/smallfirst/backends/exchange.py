@@ -4,33 +4,18 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
 from hashlib import blake2b
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 
 from smallfirst.backends.http import Upstream
 from smallfirst.errors import BackendGarbage
 from smallfirst.types import Delta, Request
-from smallfirst.wire import sse
-
-
-class Reader(Protocol):
-    """Makes deltas of stream events; `done` once the answer is complete."""
-
-    @property
-    def done(self) -> bool: ...
-    def feed(self, event: str | None, data: bytes) -> tuple[Delta, ...]: ...
-
-
-class WireModule(Protocol):
-    """What `smallfirst.wire.chat`, `.responses` and `.messages` have in common."""
-
-    def read(self, payload: Any) -> tuple[Delta, ...]: ...
-    def Reader(self) -> Reader: ...  # noqa: N802 - the wires' class
+from smallfirst.wire import Format, sse
 
 
 async def ask(
-    upstream: Upstream, path: str, body: Mapping[str, Any], request: Request, *, wire: WireModule, keep: tuple[str, ...]
+    upstream: Upstream, path: str, body: Mapping[str, Any], request: Request, *, wire: Format, keep: tuple[str, ...]
 ) -> AsyncIterator[Delta]:
     """Send `body` to `path` and yield the answer as it comes, or at once when `request` does not stream.
 

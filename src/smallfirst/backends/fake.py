@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from smallfirst.errors import BackendError, BackendUnavailable
 from smallfirst.types import Capabilities, Choice, Completion, Delta, Request, ToolCallDelta, Usage
+from smallfirst.wire.accumulate import split
 
 Step = Delta | float | BackendError
 Script = Callable[[Request], "Completion | BackendError | Sequence[Step]"]
@@ -92,10 +93,8 @@ class FakeBackend:
             return (answer,)
         if not isinstance(answer, Completion):
             return answer
-        whole = [_delta(index, choice) for index, choice in enumerate(answer.choices)]
-        pieces = [piece for delta in whole for piece in _pieces(delta)] if request.stream else whole
-        pieces[-1] = replace(pieces[-1], usage=answer.usage)
-        return [replace(piece, model=answer.model or request.model) for piece in pieces]
+        whole = split(answer)
+        return [piece for delta in whole for piece in _pieces(delta)] if request.stream else whole
 
 
 async def _wait(seconds: float) -> None:
@@ -121,21 +120,8 @@ def _text(content: object) -> str:
     return "".join(part.get("text", "") for part in parts if isinstance(part, dict))
 
 
-def _delta(index: int, choice: Choice) -> Delta:
-    calls = tuple(ToolCallDelta(i, call.id, call.name, call.arguments) for i, call in enumerate(choice.tool_calls))
-    return Delta(
-        choice=index,
-        text=choice.text,
-        reasoning=choice.reasoning,
-        refusal=choice.refusal,
-        tool_calls=calls,
-        logprobs=choice.logprobs,
-        finish_reason=choice.finish_reason,
-    )
-
-
 def _pieces(whole: Delta) -> Iterator[Delta]:
-    """`whole` as a model would stream it: reasoning, text, refusal, calls, then the end with the log-probabilities."""
+    """`whole` as a model would stream it: reasoning, text, refusal, calls, then all the rest."""
     for piece in _cut(whole.reasoning):
         yield Delta(whole.choice, reasoning=piece)
     for piece in _cut(whole.text):
@@ -146,7 +132,7 @@ def _pieces(whole: Delta) -> Iterator[Delta]:
         yield Delta(whole.choice, tool_calls=(replace(call, arguments=""),))
         for piece in _cut(call.arguments):
             yield Delta(whole.choice, tool_calls=(ToolCallDelta(call.index, arguments=piece),))
-    yield Delta(whole.choice, logprobs=whole.logprobs, finish_reason=whole.finish_reason)
+    yield replace(whole, text="", reasoning="", refusal="", tool_calls=(), native=None)
 
 
 def _cut(text: str) -> Iterator[str]:

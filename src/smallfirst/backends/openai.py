@@ -98,20 +98,14 @@ class OpenAIBackend:
         """The answer to `request`, piece by piece when it streams; closing the iterator stops the upstream."""
         model, sampling = request.adapter or request.model, request.sampling
         if request.wire == "responses" and "responses" in self.capabilities.native:
-            body = responses.body(
-                request,
-                model=model,
-                stream=request.stream,
-                capabilities=self.capabilities,
-                top_logprobs=sampling.top_logprobs,
-            )
+            body = responses.body(request, model=model, stream=request.stream, capabilities=self.capabilities)
             return ask(self._upstream, "/responses", body, request, wire=responses, keep=_HEADERS)
         body = chat.body(request, model=model, stream=request.stream, capabilities=self.capabilities)
         if sampling.logprobs:
             body["logprobs"] = True
             if sampling.top_logprobs:
                 body["top_logprobs"] = min(sampling.top_logprobs, self.capabilities.top_logprobs)
-        if request.constraint is not None and self.capabilities.constraint:
+        if request.constraint is not None and self.capabilities.constraint and not request.callable_tools:
             _constrain(body, request.constraint)
         return ask(self._upstream, "/chat/completions", body, request, wire=chat, keep=_HEADERS)
 
@@ -132,6 +126,7 @@ class OpenAIBackend:
 def _constrain(body: dict[str, Any], constraint: Constraint) -> None:
     """Hold the answer's text to the schema by `response_format`, the one field that vLLM, SGLang, llama-server and
     Ollama all enforce while decoding. Servers that know where a model's reasoning ends bind only what follows, so
-    "late" needs no field of its own."""
+    "late" needs no field of its own. Not with tools: a schema over the text would stand in the way of the server's own
+    tool calls."""
     schema = {"name": "answer", "schema": constraint.schema, "strict": True}
     body["response_format"] = {"type": "json_schema", "json_schema": schema}
