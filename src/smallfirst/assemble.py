@@ -113,17 +113,9 @@ def build_backend(name: str, model: ModelConfig, env: Mapping[str, str]) -> Back
 def _llamacpp(name: str, model: ModelConfig, env: Mapping[str, str]) -> Backend:
     del env
     adapters = {n: Path(p).expanduser() for n, p in model.adapters.items()}
-    return LlamaCppBackend(
-        EngineConfig(
-            weights=models.locate(model.weights),
-            name=name,
-            context=model.context,
-            slots=model.slots,
-            threads=model.threads,
-            batch_threads=model.batch_threads,
-            adapters=adapters,
-        )
-    )
+    settings = EngineConfig(weights=models.locate(model.weights), name=name, adapters=adapters)
+    given = {field: getattr(model, field) for field in ("context", "slots", "threads", "batch_threads")}
+    return LlamaCppBackend(dataclasses.replace(settings, **{k: v for k, v in given.items() if v}))
 
 
 def _openai(name: str, model: ModelConfig, env: Mapping[str, str]) -> Backend:

@@ -21,7 +21,7 @@ from rich.table import Table
 
 from smallfirst import __version__, models
 from smallfirst.assemble import open_configured_store
-from smallfirst.config import Config, load
+from smallfirst.config import Config, load, parse
 from smallfirst.errors import ConfigError, SmallfirstError
 from smallfirst.store import KeyLimits, RecordFilter, Store
 
@@ -122,10 +122,20 @@ def demo(
 ) -> None:
     """Answer real function-calling questions with the embedded model, and measure the answers against gold."""
     from smallfirst import demo as job
+    from smallfirst.serve.server import serving
 
-    settings = load_demo(store)
+    settings = _demo_settings(store)
     pull_weights(settings)
-    asyncio.run(job.run(settings, calls=calls, seed=seed, as_json=as_json, console=out))
+
+    async def work() -> None:
+        async with serving(settings, {}) as url:
+            db = await open_configured_store(settings, {})
+            try:
+                await job.run(db, f"{url}/v1", "unused", out, where=str(store), n=calls, seed=seed, as_json=as_json)
+            finally:
+                await db.close()
+
+    asyncio.run(work())
 
 
 @app.command(epilog="Example: smallfirst report --since 7d --json")
@@ -296,17 +306,10 @@ def models_rm(name: Annotated[str, typer.Argument(help="The model's name.")]) ->
     out.print(f"Removed {name}.")
 
 
-def load_demo(store: Path) -> Config:
-    """The demo's settings: the defaults without any large model, and a store of its own."""
-    settings = load_defaults()
+def _demo_settings(store: Path) -> Config:
+    """The defaults whatever keys the environment holds, so without a large model, and a store of its own."""
+    settings = parse("", {})
     return msgspec.structs.replace(settings, store=msgspec.structs.replace(settings.store, url=f"sqlite:///{store}"))
-
-
-def load_defaults() -> Config:
-    """The defaults, whatever keys the environment holds."""
-    from smallfirst.config import parse
-
-    return parse("", {})
 
 
 def pull_weights(config: Config) -> None:

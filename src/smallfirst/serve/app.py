@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, cast
 
 import msgspec
@@ -29,21 +28,15 @@ log = structlog.get_logger("smallfirst")
 CREATED = int(time.time())
 
 
-def create_app(open_gateway: Callable[[], Any], *, keyless: bool, write_timeout_s: float = 30) -> Starlette:
-    """The ASGI application. `open_gateway` is an async context manager that yields the running `Gateway`.
+def create_app(gateway: Gateway, *, keyless: bool) -> Starlette:
+    """The ASGI application of a running gateway.
 
     `keyless` restricts the Host header to this machine's names, so that a web page cannot reach a gateway that asks
     for no key through a name of its own (DNS rebinding).
     """
-    held: dict[str, Gateway] = {}
-
-    @asynccontextmanager
-    async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        async with open_gateway() as held["gateway"]:
-            yield
 
     def endpoint(path: str, method: str, wire: Wire, handler: Handler) -> BaseRoute:
-        return Route(path, cast(Any, _Endpoint(held, handler, wire, write_timeout_s)), methods=[method])
+        return Route(path, cast(Any, _Endpoint(gateway, handler, wire)), methods=[method])
 
     routes = [
         endpoint("/v1/chat/completions", "POST", "chat", _answer("chat")),
@@ -59,18 +52,18 @@ def create_app(open_gateway: Callable[[], Any], *, keyless: bool, write_timeout_
     ]
     hosts = ["127.0.0.1", "localhost", "[::1]", "testserver"]
     middleware = [Middleware(TrustedHostMiddleware, allowed_hosts=hosts, www_redirect=False)] if keyless else []
-    return Starlette(routes=routes, lifespan=lifespan, middleware=middleware, exception_handlers=_PLAIN_ERRORS)
+    return Starlette(routes=routes, middleware=middleware, exception_handlers=_PLAIN_ERRORS)
 
 
 class _Endpoint:
     """An ASGI application for one route: the one place where any exception becomes an answer."""
 
-    def __init__(self, held: Mapping[str, Gateway], handler: Handler, wire: Wire, write_timeout_s: float) -> None:
-        self._held, self._handler, self._wire, self._write_timeout = held, handler, wire, write_timeout_s
+    def __init__(self, gateway: Gateway, handler: Handler, wire: Wire) -> None:
+        self._gateway, self._handler, self._wire = gateway, handler, wire
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        exchange = Exchange(scope, receive, send, write_timeout_s=self._write_timeout)
-        gateway = self._held["gateway"]
+        gateway = self._gateway
+        exchange = Exchange(scope, receive, send, write_timeout_s=gateway.config.server.write_timeout_s)
         try:
             await self._handler(gateway, exchange)
         except ClientGone:

@@ -34,6 +34,7 @@ from smallfirst.wire.accumulate import split
 
 TASK_NAME = re.compile(r"[A-Za-z0-9_.:/-]{1,128}")
 DAY_S = 86_400
+FORWARDED = ("anthropic-beta", "anthropic-version", "idempotency-key", "openai-organization", "openai-project")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +76,8 @@ class Gateway:
             await exchange.while_connected(lambda: self._answer(wire, exchange, caller, raw))
 
     async def _answer(self, wire: Wire, exchange: Exchange, caller: Caller, raw: bytes) -> None:
-        call = self._plan(WIRES[wire].parse(raw, _origin(exchange.headers, caller)), caller)
+        request = WIRES[wire].parse(raw, _origin(exchange.headers, caller))
+        call = self._plan(replace(request, headers=_forwarded(exchange.headers)), caller)
         stream = _Stream(exchange, call) if call.request.stream else None
         try:
             outcome = await self._outcome(call, exchange.headers, stream)
@@ -225,6 +227,10 @@ def new_id() -> str:
 def _origin(headers: Mapping[str, str], caller: Caller) -> Origin:
     get = headers.get
     return Origin(caller.key, get("x-smallfirst-task"), get("x-smallfirst-episode"), get("x-smallfirst-user"))
+
+
+def _forwarded(headers: Mapping[str, str]) -> dict[str, str]:
+    return {name: headers[name] for name in FORWARDED if name in headers}
 
 
 def _gone(call: Call) -> Outcome:

@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 import structlog
 import uvicorn
 
-from smallfirst.assemble import assemble, open_configured_store
+from smallfirst.assemble import assemble
 from smallfirst.config import Config
 from smallfirst.errors import ConfigError, StoreError
 from smallfirst.serve.access import LOOPBACK, Access, Admission
@@ -56,63 +56,67 @@ async def open_gateway(config: Config, env: Mapping[str, str]) -> AsyncIterator[
             telemetry.close()
 
 
-async def check_bind(config: Config, env: Mapping[str, str]) -> bool:
-    """Whether the gateway will ask for no key. Raises ConfigError for a public bind without any key."""
-    store = await open_configured_store(config, env)
-    try:
-        keyless = not any(k.revoked_at is None for k in await store.list_keys())
-    finally:
-        await store.close()
-    if keyless and config.server.host not in LOOPBACK:
-        raise ConfigError(
-            f"server.host is {config.server.host!r}, which other machines can reach, and there is no API key.",
-            hint="`smallfirst keys add NAME` makes one; or listen on 127.0.0.1.",
-        )
-    return keyless
-
-
 def run(config: Config) -> None:
     """Serve until interrupted (SIGINT, SIGTERM): open calls are finished, then everything is closed."""
     configure_logging(config.telemetry)
-    keyless = asyncio.run(check_bind(config, os.environ))
-    uvicorn.Server(_settings(config, os.environ, keyless=keyless)).run()
+    asyncio.run(_serve(config, os.environ))
+
+
+async def _serve(config: Config, env: Mapping[str, str]) -> None:
+    async with open_gateway(config, env) as gateway:
+        server = await _server(gateway)
+        with _listener(config.server.host, config.server.port) as listener:
+            await server.serve(sockets=[listener])
 
 
 @asynccontextmanager
 async def serving(config: Config, env: Mapping[str, str]) -> AsyncIterator[str]:
     """Serve in this event loop on a free port of the configured host; yields the base URL."""
-    keyless = await check_bind(config, env)
-    with socket.create_server((config.server.host, 0)) as listener:
-        port = listener.getsockname()[1]
-        server = uvicorn.Server(_settings(config, env, keyless=keyless))
-        task = asyncio.create_task(server.serve(sockets=[listener]))
-        try:
-            while not server.started:
-                if task.done():
-                    task.result()
-                    raise ConfigError("The gateway did not start.", hint="Its log says why.")
-                await asyncio.sleep(0.01)
-            yield f"http://{config.server.host}:{port}"
-        finally:
-            server.should_exit = True
-            await task
+    async with open_gateway(config, env) as gateway:
+        server = await _server(gateway)
+        with _listener(config.server.host, 0) as listener:
+            task = asyncio.create_task(server.serve(sockets=[listener]))
+            try:
+                while not server.started:  # noqa: ASYNC110 - uvicorn tells it by this flag alone
+                    await asyncio.sleep(0.01)
+                yield f"http://{config.server.host}:{listener.getsockname()[1]}"
+            finally:
+                server.should_exit = True
+                await task
 
 
-def _settings(config: Config, env: Mapping[str, str], *, keyless: bool) -> uvicorn.Config:
-    server = config.server
-    app = create_app(lambda: open_gateway(config, env), keyless=keyless, write_timeout_s=server.write_timeout_s)
-    return uvicorn.Config(
-        app,
-        host=server.host,
-        port=server.port,
+async def _server(gateway: Gateway) -> uvicorn.Server:
+    """uvicorn for the gateway's app. Raises ConfigError for an address that others can reach without any key."""
+    host = gateway.config.server.host
+    keyless = not any(key.revoked_at is None for key in await gateway.store.list_keys())
+    if keyless and host not in LOOPBACK:
+        raise ConfigError(
+            f"server.host is {host!r}, which other machines can reach, and there is no API key.",
+            hint="`smallfirst keys add NAME` makes one; or listen on 127.0.0.1.",
+        )
+    settings = uvicorn.Config(
+        create_app(gateway, keyless=keyless),
         log_level="warning",
         access_log=False,
         http="httptools",
-        lifespan="on",
+        lifespan="off",
+        ws="none",
+        proxy_headers=False,
         timeout_graceful_shutdown=30,
         server_header=False,
         date_header=False,
     )
+    return uvicorn.Server(settings)
+
+
+def _listener(host: str, port: int) -> socket.socket:
+    try:
+        return socket.create_server(
+            (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=2048
+        )
+    except OSError as err:
+        hint = "Another process may use it: choose another with --port."
+        raise ConfigError(f"Cannot listen on {host}:{port}: {err.strerror}.", hint=hint) from None
 
 
 async def _prune(gateway: Gateway) -> None:
