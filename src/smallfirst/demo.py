@@ -73,6 +73,7 @@ async def run(
     console: Console,
     *,
     where: str,
+    opened_by: str = "",
     n: int = 60,
     seed: int = 0,
     concurrency: int = 1,
@@ -80,8 +81,9 @@ async def run(
 ) -> Report:
     """Asks `n` questions of the gateway at `base_url` (up to and with /v1) and prints what came of them.
 
-    `store` is the one that the gateway records in and `where` says in words where that is. With `as_json` the only
-    output is one JSON object. Raises ModelFileError when the questions cannot be fetched and ConfigError without the
+    `store` is the one that the gateway records in, `where` says in words where that is, and `opened_by` gives the
+    options by which other commands open it ("--config demo.toml", say). With `as_json` the only output is one JSON
+    object. Raises ModelFileError when the questions cannot be fetched and ConfigError without the
     `openai` client.
     """
     quiet = Console(stderr=True) if as_json else console
@@ -102,7 +104,7 @@ async def run(
     if as_json:
         console.print_json(json.dumps({"rows": report.to_rows(result), "failures": _failures(outcomes)}))
     else:
-        _show(console, result, outcomes, where)
+        _show(console, result, outcomes, where, opened_by)
     return result
 
 
@@ -213,18 +215,13 @@ def _failures(outcomes: Sequence[Outcome]) -> list[dict[str, str | None]]:
     ]
 
 
-def _show(console: Console, result: Report, outcomes: Sequence[Outcome], where: str) -> None:
+def _show(console: Console, result: Report, outcomes: Sequence[Outcome], where: str, opened_by: str) -> None:
     console.print(report.render(result))
     failures = _failures(outcomes)
-    if failures:
-        console.print(f"{len(failures)} of {len(outcomes)} calls failed and count as wrong:")
-        for failure in failures:
-            console.print(escape(f"  {failure['question']}: {failure['failure']}"), highlight=False)
+    lines = [f"{len(failures)} of {len(outcomes)} calls failed and count as wrong:"] if failures else []
+    lines += [f"  {failure['question']}: {failure['failure']}" for failure in failures]
     example = next((o.record_id for o in outcomes if o.record_id and not o.correct), None) or "ID"
-    console.print(
-        f"\nThe records are in {escape(where)}. Look at them:\n"
-        f"  smallfirst records list --task {task_name('live_simple')}\n"
-        f"  smallfirst records show {example}\n"
-        "  smallfirst report",
-        highlight=False,
-    )
+    lines += ["", f"The records are in {where}. Look at them:"]
+    for command in (f"records list --task {task_name('live_simple')}", f"records show {example}", "report"):
+        lines.append(f"  smallfirst {command} {opened_by}".rstrip())
+    console.print(escape("\n".join(lines)), highlight=False, soft_wrap=True)
