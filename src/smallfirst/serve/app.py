@@ -15,7 +15,7 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import Receive, Scope, Send
 
 from smallfirst import __version__
-from smallfirst.errors import LimitError, NotFoundError, SmallfirstError, UpstreamError
+from smallfirst.errors import LimitError, NotFoundError, RequestError, SmallfirstError, UpstreamError
 from smallfirst.serve.exchange import ClientGone, Exchange
 from smallfirst.serve.feedback import parse_feedback
 from smallfirst.serve.gateway import Failed, Gateway, new_id
@@ -26,6 +26,13 @@ from smallfirst.wire import WIRES
 Handler = Callable[[Gateway, Exchange], Awaitable[None]]
 log = structlog.get_logger("smallfirst")
 CREATED = int(time.time())
+_KEPT_HEADERS = frozenset({"content-type", "retry-after", "x-request-id"})
+
+
+class _Embeddings(msgspec.Struct):
+    """What is read of a /v1/embeddings body; all of it is handed on."""
+
+    model: str
 
 
 def create_app(gateway: Gateway, *, keyless: bool) -> Starlette:
@@ -94,15 +101,31 @@ def _answer(wire: Wire) -> Handler:
 
 
 async def _embeddings(gateway: Gateway, exchange: Exchange) -> None:
-    """Pass through to the first configured server that makes embeddings."""
-    raw = await _authenticated_body(gateway, exchange)
-    for candidate in gateway.candidates.values():
-        backend = candidate.stage.backend
-        if backend.capabilities.embeddings:
-            status, headers, body = await cast(Any, backend).embeddings(raw)
-            await exchange.reply(status, body, headers)
-            return
-    raise NotFoundError("No configured model makes embeddings.", hint="Configure a server with preset 'openai'.")
+    """Pass through to a server that makes embeddings: one that hands on the model's name, else the large one first."""
+    caller = await gateway.access.authenticate(exchange.headers)
+    raw = await _body(gateway, exchange)
+    backend = _embedder(gateway, raw)
+
+    async def work() -> None:
+        status, headers, body = await backend.embeddings(raw)
+        await exchange.reply(status, body, {k: v for k, v in headers.items() if k in _KEPT_HEADERS})
+
+    with gateway.admission.admit(caller):
+        await exchange.while_connected(work)
+
+
+def _embedder(gateway: Gateway, raw: bytes) -> Any:
+    try:
+        model = msgspec.json.decode(raw, type=_Embeddings).model
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as err:
+        raise RequestError(
+            f"The body cannot be read: {err}.", hint="Send a JSON object with model and input."
+        ) from None
+    able = [c for c in gateway.candidates.values() if c.stage.backend.capabilities.embeddings]
+    if not able:
+        hint = "Configure a server with preset 'openai'."
+        raise NotFoundError("No configured model makes embeddings.", hint=hint, param="model")
+    return min(able, key=lambda c: (not (c.named(model) or c.hands_on(model)), c.stage.small)).stage.backend
 
 
 async def _models(gateway: Gateway, exchange: Exchange) -> None:
@@ -118,7 +141,8 @@ async def _models(gateway: Gateway, exchange: Exchange) -> None:
 
 async def _feedback(gateway: Gateway, exchange: Exchange) -> None:
     """A later label of a record."""
-    raw = await _authenticated_body(gateway, exchange)
+    await gateway.access.authenticate(exchange.headers)
+    raw = await _body(gateway, exchange)
     feedback = parse_feedback(raw, new_id())
     await gateway.store.add_feedback(feedback)
     await exchange.reply(201, msgspec.json.encode({"id": feedback.id, "record_id": feedback.record_id}))
@@ -145,8 +169,7 @@ async def _openapi(_: Gateway, exchange: Exchange) -> None:
     await exchange.reply(200, msgspec.json.encode(description()))
 
 
-async def _authenticated_body(gateway: Gateway, exchange: Exchange) -> bytes:
-    await gateway.access.authenticate(exchange.headers)
+async def _body(gateway: Gateway, exchange: Exchange) -> bytes:
     server = gateway.config.server
     return await exchange.body(limit=int(server.max_body_mb * 2**20), timeout_s=server.body_timeout_s)
 
