@@ -6,8 +6,9 @@
 
 A record here is a call of an agent in the middle of its run: 12 messages of about 600 characters of which the last two
 are new, 10 tools, two attempts, the first with 40 tokens of log-probabilities (top 5). One event loop (uvloop) does
-everything, as in the gateway. `p50` and `p95` are milliseconds from the call of `append` to its return, with a 95 %
-interval over `--rounds` rounds; `busy` is the process's CPU time for one record in milliseconds.
+everything, as in the gateway. `p50` and `p95` are milliseconds from the call of `append` to its return, over all calls;
+`busy` is the process's CPU time for one record, making it included, and `records/s` what was acknowledged, over rounds.
+All with 95 % intervals.
 """
 
 from __future__ import annotations
@@ -17,16 +18,14 @@ import asyncio
 import itertools
 import json
 import os
-import statistics
 import tempfile
 import time
-from dataclasses import dataclass
 
-import numpy as np
 import uvloop
 from rich.console import Console
 from rich.table import Table
 
+from smallfirst import stats
 from smallfirst.store import Keyring, Store, open_store
 from smallfirst.types import Attempt, Choice, Completion, Record, Request, TokenLogprob, Tool, ToolCall, Usage
 
@@ -41,25 +40,6 @@ _TOOLS = [
 _TOP = tuple((f"tok{n}", -0.1 * n - 0.01) for n in range(5))
 _LOGPROBS = tuple(TokenLogprob(f"tok{n}", -0.01, _TOP) for n in range(40))
 _DOMAIN_TOOLS = tuple(Tool(t["function"]["name"], parameters=_PARAMETERS) for t in _TOOLS)
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A mean over rounds with its 95 % interval (normal approximation) and the number of rounds."""
-
-    value: float
-    low: float
-    high: float
-    n: int
-
-    @classmethod
-    def over(cls, rounds: list[float]) -> Figure:
-        mean = statistics.fmean(rounds)
-        half = 1.96 * statistics.stdev(rounds) / len(rounds) ** 0.5 if len(rounds) > 1 else float("inf")
-        return cls(mean, mean - half, mean + half, len(rounds))
-
-    def __str__(self) -> str:
-        return f"{self.value:.3g} [{self.low:.3g}, {self.high:.3g}]"
 
 
 def make_record() -> Record:
@@ -80,8 +60,8 @@ def make_record() -> Record:
     return Record(record_id, time.time(), request, "t", "enforce", attempts, 1, "escalate", "r", 200, 0.1, "c")
 
 
-async def measure(store: Store, concurrency: int, seconds: float) -> tuple[float, float, float, float]:
-    """One round: records a second, p50 and p95 in ms, CPU ms for a record."""
+async def measure(store: Store, concurrency: int, seconds: float) -> tuple[list[float], float, float]:
+    """One round: ms until durable of each append, records a second, CPU ms for a record."""
     taken: list[float] = []
     end = time.perf_counter() + seconds
 
@@ -90,13 +70,12 @@ async def measure(store: Store, concurrency: int, seconds: float) -> tuple[float
             record = make_record()
             start = time.perf_counter()
             await store.append(record)
-            taken.append(time.perf_counter() - start)
+            taken.append((time.perf_counter() - start) * 1000)
 
     started, busy = time.perf_counter(), time.process_time()
     await asyncio.gather(*(caller() for _ in range(concurrency)))
     wall, busy = time.perf_counter() - started, time.process_time() - busy
-    p50, p95 = np.percentile(taken, [50, 95]) * 1000
-    return len(taken) / wall, float(p50), float(p95), busy / len(taken) * 1000
+    return taken, len(taken) / wall, busy / len(taken) * 1000
 
 
 async def bench(arguments: argparse.Namespace, url: str) -> list[dict[str, object]]:
@@ -107,18 +86,32 @@ async def bench(arguments: argparse.Namespace, url: str) -> list[dict[str, objec
         await measure(store, 8, arguments.seconds)  # warm: connection, statements, shared messages
         for concurrency in arguments.concurrency:
             rounds = [await measure(store, concurrency, arguments.seconds) for _ in range(arguments.rounds)]
-            figures = [Figure.over(list(column)) for column in zip(*rounds, strict=True)]
-            names = ("records/s", "p50 ms", "p95 ms", "busy ms")
-            setting = {
-                "database": url.partition(":")[0],
-                "durability": arguments.durability,
-                "encrypted": arguments.encrypt,
-                "concurrency": concurrency,
-            }
-            rows.append({**setting, **dict(zip(names, figures, strict=True))})
+            taken = list(itertools.chain.from_iterable(r[0] for r in rounds))
+            rows.append(
+                {
+                    "database": url.partition(":")[0],
+                    "durability": arguments.durability,
+                    "encrypted": arguments.encrypt,
+                    "concurrency": concurrency,
+                    "records/s": stats.mean([r[1] for r in rounds]),
+                    "p50 ms": stats.quantile(taken, 0.50),
+                    "p95 ms": stats.quantile(taken, 0.95),
+                    "busy ms": stats.mean([r[2] for r in rounds]),
+                }
+            )
     finally:
         await store.close()
     return rows
+
+
+def as_json(figure: stats.Figure) -> dict[str, float | None]:
+    return {"value": figure.value, "low": figure.low, "high": figure.high, "n": figure.n}
+
+
+def as_text(value: object) -> str:
+    if isinstance(value, stats.Figure):
+        return f"{value.value:.3g} [{value.low:.3g}, {value.high:.3g}]"
+    return str(value)
 
 
 def main() -> None:
@@ -134,11 +127,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         rows = uvloop.run(bench(arguments, arguments.url or f"sqlite:///{directory}/records.db"))
     if arguments.json:
-        print(json.dumps(rows, default=vars))
+        print(json.dumps(rows, default=as_json))
         return
     table = Table(*rows[0])
     for row in rows:
-        table.add_row(*map(str, row.values()))
+        table.add_row(*(as_text(value) for value in row.values()))
     Console().print(table)
 
 

