@@ -3,7 +3,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 import pytest
-from loopback import Loopback, answer
+from recording import Loopback, answer
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 from aiohttp import web
-from loopback import Handler, answer, events, sse
+from recording import Handler, answer, events, sse
 
 TEXT = "Paris is the capital of France."
 ARGUMENTS = '{"city":"Paris","days":2}'

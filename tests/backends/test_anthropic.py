@@ -11,7 +11,7 @@ import msgspec
 import providers
 import pytest
 from anthropic.types.message_create_params import MessageCreateParams
-from loopback import Loopback, answer, events, sse
+from recording import Loopback, answer, events, sse
 
 from smallfirst.backends.anthropic import AnthropicBackend
 from smallfirst.errors import BackendGarbage, UpstreamError

@@ -11,7 +11,8 @@ from typing import Any
 import msgspec
 import providers
 import pytest
-from loopback import Handler, Loopback, answer, page, sse
+import pytest_asyncio
+from recording import Handler, Loopback, answer, page, sse
 
 from smallfirst.backends.anthropic import AnthropicBackend
 from smallfirst.backends.fake import FakeBackend, say
@@ -32,6 +33,8 @@ from smallfirst.types import (
 )
 from smallfirst.wire.accumulate import Accumulator
 
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
 WEATHER = Tool(
     providers.TOOL,
     "The weather in a city.",
@@ -47,7 +50,7 @@ QUESTION = {"role": "user", "content": "What is the capital of France? Answer in
 
 def asked(*, stream: bool = False, tool: bool = False) -> Request:
     """A chat request, for an answer in words or for a call."""
-    body: dict[str, Any] = {"model": "m", "messages": [QUESTION], "max_tokens": 48, "temperature": 0}
+    body: dict[str, Any] = {"model": "m", "messages": [QUESTION], "max_tokens": 32, "temperature": 0}
     tools = (WEATHER,) if tool else ()
     if tool:
         function = {"name": WEATHER.name, "description": WEATHER.description, "parameters": WEATHER.parameters}
@@ -59,7 +62,7 @@ def asked(*, stream: bool = False, tool: bool = False) -> Request:
         messages=(QUESTION,),
         tools=tools,
         tool_choice=ToolChoice("required" if tool else "auto"),
-        sampling=Sampling(temperature=0.0, max_tokens=48),
+        sampling=Sampling(temperature=0.0, max_tokens=32),
         stream=stream,
     )
 
@@ -85,8 +88,10 @@ async def fake(tool: bool) -> AsyncIterator[Rig]:
         backend._script = lambda request: BackendGarbage("scripted")
 
     await backend.start()
-    yield Rig(backend, (fail,))
-    await backend.close()
+    try:
+        yield Rig(backend, (fail,))
+    finally:
+        await backend.close()
 
 
 @asynccontextmanager
@@ -95,9 +100,11 @@ async def hosted(make: Callable[[str], Backend], handler: Handler) -> AsyncItera
     await server.start()
     backend = make(server.url)
     await backend.start()
-    yield Rig(backend, tuple(_fault(server, bad) for bad in FAULTS))
-    await backend.close()
-    await server.close()
+    try:
+        yield Rig(backend, tuple(_fault(server, bad) for bad in FAULTS))
+    finally:
+        await backend.close()
+        await server.close()
 
 
 FAULTS = (
@@ -137,13 +144,26 @@ def anthropic(tool: bool) -> Any:
 
 @asynccontextmanager
 async def llamacpp(tool: bool) -> AsyncIterator[Rig]:
+    """One engine for all tests, as starting it takes seconds."""
     from smallfirst import models
     from smallfirst.backends.llamacpp import EngineConfig, LlamaCppBackend
 
-    backend = LlamaCppBackend(EngineConfig(weights=await asyncio.to_thread(models.pull), slots=2))
-    await backend.start()
-    yield Rig(backend)
-    await backend.close()
+    if not engines:
+        backend = LlamaCppBackend(EngineConfig(weights=await asyncio.to_thread(models.pull), slots=2))
+        await backend.start()
+        engines.append(backend)
+    yield Rig(engines[0])
+
+
+engines: list[Backend] = []
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module", autouse=True)
+async def engines_stopped() -> AsyncIterator[None]:
+    yield
+    for backend in engines:
+        await backend.close()
+    engines.clear()
 
 
 BACKENDS = [
@@ -254,12 +274,14 @@ async def test_every_failure_is_a_backend_error(make: Make) -> None:
 
 @every_backend
 async def test_a_closed_backend_refuses(make: Make) -> None:
-    """Closing twice is harmless, and calls after it fail with a BackendError."""
+    """Closing twice is harmless, calls after it fail with a BackendError, and the backend may be started again."""
     async with make(False) as rig:
         await rig.backend.close()
         await rig.backend.close()
         with pytest.raises(BackendError):
             await complete(rig.backend, asked())
+        await rig.backend.start()
+        assert (await complete(rig.backend, asked())).choices[0].text
 
 
 @every_backend

@@ -11,7 +11,7 @@ from email.utils import format_datetime
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from loopback import Handler, Loopback, answer, events, hang, page, slam, sse
+from recording import Handler, Loopback, answer, events, hang, page, slam, sse
 
 from smallfirst.backends.http import Timeouts, Upstream, retry_after
 from smallfirst.errors import (

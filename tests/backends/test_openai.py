@@ -13,8 +13,8 @@ import providers
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from loopback import Loopback, answer, events, sse
 from openai.types.chat.completion_create_params import CompletionCreateParams
+from recording import Loopback, answer, events, sse
 
 from smallfirst.backends.openai import PRESETS, OpenAIBackend
 from smallfirst.errors import BackendGarbage, UpstreamError
