@@ -75,6 +75,7 @@ class Shapes:
         )
         self._one_scope = not _rescopes(self._schema)
         self._shapes: dict[Parts, tuple[Shape, ...]] = {}
+        self._nodes: dict[str, Any] = {}
         self._patterns: dict[str, jsonschema_rs.Validator] = {}
 
     def at(self, parts: Parts) -> tuple[Shape, ...]:
@@ -147,12 +148,17 @@ class Shapes:
 
     def _plain(self, pointer: str) -> Json:
         """The schema at `pointer`; {} for a boolean one, which `_alternatives` has dealt with."""
-        found = resolve_escaped(self._schema, pointer)
+        found = self._node(pointer)
         return found if isinstance(found, Mapping) else {}
+
+    def _node(self, pointer: str) -> Any:
+        if pointer not in self._nodes:
+            self._nodes[pointer] = _at(self._schema, pointer)
+        return self._nodes[pointer]
 
     def _alternatives(self, pointer: str, above: tuple[str, ...]) -> list[Parts]:
         """The subschema at `pointer` as a disjunction of conjunctions of plain subschemas."""
-        schema = resolve_escaped(self._schema, pointer)
+        schema = self._node(pointer)
         if schema is False:
             return []
         if schema is True or pointer in above or not isinstance(schema, Mapping):
@@ -222,7 +228,7 @@ shapes_of = SchemaCache(Shapes, size=256)
 """The `Shapes` of a schema, cached; ValueError for a schema that `schemas.check_schema` refuses."""
 
 
-def resolve_escaped(root: Json, pointer: str) -> Any:
+def _at(root: Json, pointer: str) -> Any:
     """The subschema at a JSON pointer "#/a~1b" (not percent-encoded), or True where there is none."""
     node: Any = root
     for part in pointer.split("/")[1:]:
