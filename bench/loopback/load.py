@@ -1,0 +1,148 @@
+"""The load generator, a process of its own: rounds of calls over kept-alive connections, each connection in a closed
+loop. Reads one JSON object a line from stdin (the fields of `Round`), answers with one line (the fields of `Result`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import sys
+import time
+from dataclasses import asdict, dataclass, field
+
+import httptools
+import uvloop
+
+from loopback import wire
+
+_numbers = itertools.count()
+
+
+@dataclass(frozen=True)
+class Round:
+    """`calls` calls to `port`, or as many as `seconds` allow; each must be answered by 200 and a text with `expect`.
+
+    `warm` calls on each connection go before, unmeasured.
+    """
+
+    port: int
+    model: str
+    stream: bool
+    concurrency: int
+    calls: int
+    seconds: float
+    warm: int = 2
+
+
+@dataclass
+class Result:
+    """Milliseconds to the last and to the first byte of each answer's body, the seconds of the whole round, and the
+    calls answered, unmeasured ones too."""
+
+    last_ms: list[float] = field(default_factory=list)
+    first_ms: list[float] = field(default_factory=list)
+    seconds: float = 0.0
+    answered: int = 0
+    error: str = ""
+
+
+class Client(asyncio.Protocol):
+    """One connection, one call at a time."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        self._transport = transport
+        self._done: asyncio.Future[float] | None = None
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._done is not None and not self._done.done():
+            self._done.set_exception(ConnectionError(f"connection lost: {exc}"))
+
+    async def call(self, data: bytes) -> tuple[float, float, int, bytes]:
+        """(seconds to the first byte of the body, to the last, status, body)."""
+        self._body: list[bytes] = []
+        self._parser = httptools.HttpResponseParser(self)
+        self._done = asyncio.get_running_loop().create_future()
+        start = time.perf_counter()
+        self._transport.write(data)
+        end = await self._done
+        return self._first - start, end - start, self._parser.get_status_code(), b"".join(self._body)
+
+    def data_received(self, data: bytes) -> None:
+        self._parser.feed_data(data)
+
+    def on_body(self, body: bytes) -> None:
+        if not self._body:
+            self._first = time.perf_counter()
+        self._body.append(body)
+
+    def on_message_complete(self) -> None:
+        assert self._done is not None
+        self._done.set_result(time.perf_counter())
+
+    def close(self) -> None:
+        self._transport.close()
+
+
+class _Run:
+    """One round in progress."""
+
+    def __init__(self, wanted: Round) -> None:
+        self.wanted, self.result = wanted, Result()
+        body = wire.request(wanted.model, stream=wanted.stream)
+        head = (
+            f"POST /v1/chat/completions HTTP/1.1\r\nhost: 127.0.0.1:{wanted.port}\r\ncontent-type: application/json\r\n"
+            f"authorization: Bearer none\r\ncontent-length: {len(body)}\r\n\r\n"
+        )
+        self._before, self._after = (head.encode() + body).split(wire.PLACE)
+
+    async def run(self) -> Result:
+        """All connections are opened and warm before the clock starts."""
+        loop = asyncio.get_running_loop()
+        clients = []
+        for _ in range(self.wanted.concurrency):
+            _, client = await loop.create_connection(Client, "127.0.0.1", self.wanted.port)
+            clients.append(client)
+        try:
+            await asyncio.gather(*(self._warm(client) for client in clients))
+            start = time.perf_counter()
+            self._left, self._end = self.wanted.calls, start + self.wanted.seconds
+            await asyncio.gather(*(self._repeat(client) for client in clients))
+            self.result.seconds = time.perf_counter() - start
+        finally:
+            for client in clients:
+                client.close()
+        return self.result
+
+    async def _warm(self, client: Client) -> None:
+        for _ in range(self.wanted.warm):
+            await self._call(client)
+
+    async def _repeat(self, client: Client) -> None:
+        while self._left > 0 and time.perf_counter() < self._end:
+            self._left -= 1
+            first, last = await self._call(client)
+            self.result.first_ms.append(first * 1000)
+            self.result.last_ms.append(last * 1000)
+
+    async def _call(self, client: Client) -> tuple[float, float]:
+        number = b"%0*d" % (len(wire.PLACE), next(_numbers))
+        first, last, status, body = await client.call(self._before + number + self._after)
+        if status != 200 or wire.EXPECTED.encode() not in body:
+            raise ConnectionError(f"status {status}: {body[:400]!r}")
+        self.result.answered += 1
+        return first, last
+
+
+async def main() -> None:
+    while line := await asyncio.to_thread(sys.stdin.readline):
+        run = _Run(Round(**json.loads(line)))
+        try:
+            await run.run()
+        except OSError as error:
+            run.result = Result(error=str(error))
+        print(json.dumps(asdict(run.result)), flush=True)
+
+
+if __name__ == "__main__":
+    uvloop.run(main())
