@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from samples import CALLS, LOGPROBS, USAGE
 
@@ -19,6 +19,7 @@ def total(*deltas: Delta) -> Completion:
     return accumulator.completion()
 
 
+@settings(deadline=None)
 @given(texts=st.lists(st.text(min_size=1), min_size=1, max_size=4), native=st.booleans())
 def test_split_and_accumulate_are_inverse(texts: list[str], native: bool) -> None:
     """A whole answer, taken apart and added up, is itself."""

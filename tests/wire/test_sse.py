@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from smallfirst.errors import BackendGarbage
@@ -18,6 +18,7 @@ STREAM = (
 EVENTS = [("ping", b"{}"), (None, b"a\nb"), ("end", b"x: y"), (None, b""), (None, b"\xc3\xa9")]
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, len(STREAM)), max_size=12))
 def test_events_do_not_depend_on_where_chunks_are_cut(cuts: list[int]) -> None:
     """Comments, every kind of line end and several data lines are read the same however the bytes are cut."""
@@ -33,6 +34,7 @@ def test_one_byte_at_a_time_gives_the_same_events() -> None:
     assert [event for i in range(len(STREAM)) for event in decoder.feed(STREAM[i : i + 1])] == EVENTS
 
 
+@settings(deadline=None)
 @given(st.text(), st.one_of(st.none(), st.from_regex(r"[a-z._]+", fullmatch=True)))
 def test_what_is_encoded_is_decoded(data: str, event: str | None) -> None:
     """Encode and Decoder are each other's inverse, up to the kind of line end."""

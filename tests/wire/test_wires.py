@@ -55,6 +55,7 @@ def reread(wire: Wire, stream: bytes) -> Completion:
 
 
 @every_wire
+@settings(deadline=None)
 @given(raw=st.binary(max_size=60) | anything.map(lambda value: json.dumps(value).encode()))
 def test_any_bytes_parse_or_are_refused(wire: Wire, raw: bytes) -> None:
     """Nothing that a client sends makes parse raise anything but RequestError."""
@@ -63,7 +64,7 @@ def test_any_bytes_parse_or_are_refused(wire: Wire, raw: bytes) -> None:
 
 
 @every_wire
-@settings(max_examples=300)
+@settings(max_examples=150, deadline=None)
 @given(changes=st.dictionaries(fields, likely | anything, min_size=1, max_size=2))
 def test_a_request_with_any_wrong_field_parses_or_is_refused(wire: Wire, changes: dict[str, Any]) -> None:
     """A request that is nearly right is refused or understood; what is understood can be sent to every wire."""
@@ -317,6 +318,7 @@ def test_an_unreadable_event_is_garbage(wire: Wire, data: bytes) -> None:
 
 
 @every_wire
+@settings(deadline=None)
 @given(payload=st.dictionaries(words | fields, likely | anything, max_size=4))
 def test_any_answer_is_read_or_is_a_backend_error(wire: Wire, payload: dict[str, Any]) -> None:
     """Whatever JSON an upstream sends, whole or as an event, only backend errors come of it."""
