@@ -98,7 +98,9 @@ class LlamaCppBackend:
         """Starts the engine and waits for it. Raises ModelFileError when it cannot load the weights."""
         await self.engine.start()
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(total=None)
+            # A connection each: the engine closes idle ones at a moment when the next request may be on its way.
+            connector=aiohttp.TCPConnector(limit=0, force_close=True),
+            timeout=aiohttp.ClientTimeout(total=None),
         )
 
     async def close(self) -> None:

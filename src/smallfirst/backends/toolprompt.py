@@ -76,7 +76,7 @@ def grammar(request: Request) -> str | None:
     schema = json.dumps({**_tightened(request.constraint.schema), "x-guidance": _GUIDANCE})
     made = f"%llguidance {{}}\nstart: {start}\n{rules}answer: %json {schema}\n"
     if problem := LLMatcher.validate_grammar(made):
-        reason = problem.splitlines()[0].partition(": ")[2]
+        reason = " ".join(problem.partition(": ")[2].partition("\n   1 |")[0].split())
         raise ConstraintUnsupported(
             f"The schema of this answer cannot be held while decoding: {reason}",
             hint='Simplify the schema, or use the constraint mode "free".',
