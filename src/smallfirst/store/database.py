@@ -9,14 +9,12 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from functools import lru_cache
 from itertools import chain
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 from smallfirst.errors import ConfigError, StoreError
 
 Durability = Literal["process", "power"]
 Row = tuple[Any, ...]
-
-_LARGEST_INSERT = 64
 
 
 class ConnectionLost(StoreError):
@@ -28,7 +26,12 @@ class Rejected(StoreError):
 
 
 class Connection(Protocol):
-    """One connection, used by one thread at a time. Every method raises `StoreError` and nothing else."""
+    """One connection, used by one thread at a time. Every method raises `StoreError` and nothing else.
+
+    `insert_rows` is the number of rows that one INSERT should carry at most, a power of two.
+    """
+
+    insert_rows: ClassVar[int]
 
     def execute(self, sql: str, params: Sequence[object] = ()) -> None: ...
     def query(self, sql: str, params: Sequence[object] = ()) -> list[Row]: ...
@@ -68,12 +71,11 @@ def database(url: str, *, durability: Durability, busy_timeout_s: float) -> Data
 
 
 def insert(connection: Connection, into: str, rows: Sequence[Row], *, conflict: str) -> None:
-    """Insert `rows` with few statements of few distinct shapes (64, 32, ... 1 rows), so that they stay prepared.
+    """Insert `rows` with few statements of few distinct shapes (64, 32, ... 1 rows, say), so that they stay prepared.
 
-    One statement for many rows also means one release of the interpreter lock for many rows. `into` is
-    "table (columns)", `conflict` what follows ON CONFLICT.
+    `into` is "table (columns)", `conflict` what follows ON CONFLICT.
     """
-    start, size = 0, _LARGEST_INSERT
+    start, size = 0, connection.insert_rows
     while start < len(rows):
         while size > len(rows) - start:
             size //= 2

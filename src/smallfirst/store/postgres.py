@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from smallfirst.errors import ConfigError, StoreError
 from smallfirst.store.database import ConnectionLost, Durability, Rejected, Row
@@ -62,6 +62,8 @@ class PostgresDatabase:
 
 class PostgresConnection:
     """See `database.Connection`. The statements of a transaction go out in one pipeline, so few wait for a reply."""
+
+    insert_rows: ClassVar[int] = 2  # the pipeline groups them; psycopg parses anew what has over 50 parameters
 
     def __init__(self, connection: psycopg.Connection) -> None:
         self._connection = connection

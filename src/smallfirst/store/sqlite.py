@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import ClassVar
 
 from smallfirst.errors import ConfigError, StoreError
 from smallfirst.store.database import Durability, Rejected, Row
@@ -88,6 +89,8 @@ class SqliteDatabase:
 
 class SqliteConnection:
     """See `database.Connection`. One that writes has a checkpointer."""
+
+    insert_rows: ClassVar[int] = 64  # one release of the interpreter lock for many rows
 
     def __init__(self, connection: sqlite3.Connection, checkpointer: _Checkpointer | None = None) -> None:
         self._connection = connection
