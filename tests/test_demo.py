@@ -131,7 +131,7 @@ async def test_a_question_is_an_ordinary_request(loopback: Loopback) -> None:
     (body,) = loopback.bodies
     assert body["messages"] == [{"role": "user", "content": "Rome?"}]
     assert body["tools"] == bfcl.tools([FUNCTION])
-    assert body["temperature"] == 0
+    assert (body["temperature"], body["max_tokens"]) == (0, demo.MAX_TOKENS)
     assert loopback.tasks == ["bfcl:live_simple"]
 
 
