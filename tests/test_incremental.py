@@ -335,6 +335,41 @@ def test_a_schema_with_many_alternatives_is_read_loosely() -> None:
     assert rejected_at({"allOf": pairs}, json.dumps({f"a{i}": i for i in range(12)})) is None
 
 
+@pytest.mark.parametrize(
+    ("schema", "marked"),
+    [
+        ({"$id": "relative", "properties": {"a": {"type": "null"}}}, '{"a": ^1'),
+        ({"properties": {"a": {"$id": "https://x.test/a", "$ref": "#/$defs/b", "$defs": {"b": False}}}}, '{"a": 1^}'),
+        (
+            {
+                "$defs": {f"d{i}": {"anyOf": [{"$ref": f"#/$defs/d{j}"} for j in range(9)]} for i in range(9)},
+                "properties": {"a": {"allOf": [{"$ref": "#/$defs/d0"}, {"type": "null"}]}},
+            },
+            '{"a": 1^}',
+        ),
+        (
+            {
+                "$defs": {f"d{i}": {"$ref": f"#/$defs/d{i + 1}"} for i in range(200)} | {"d200": {"type": "null"}},
+                "properties": {"a": {"$ref": "#/$defs/d0"}},
+            },
+            '{"a": 1^}',
+        ),
+        (
+            {
+                "$defs": {"b": {"properties": {f"p{i}": {"type": "null"} for i in range(2000)}}},
+                "properties": {f"q{i}": {"$ref": "#/$defs/b"} for i in range(2000)},
+            },
+            '{"q7": {"p9": ^1',
+        ),
+    ],
+    ids=["relative id", "inner id", "mutual recursion", "long chain", "many references"],
+)
+def test_difficult_schemas_are_followed_as_far_as_is_cheap(schema: Any, marked: str) -> None:
+    """Where following a schema would be costly or uncertain the reader stops later, but still stops."""
+    text, at = bad(marked)
+    assert rejected_at(schema, text) == at
+
+
 def test_a_violation_says_where_and_what_is_allowed() -> None:
     """The message names the character, the path and the choices."""
     reader = JsonPrefix({"type": "array", "items": {"properties": {"color": {"enum": ["red", "green"]}}}})

@@ -114,7 +114,7 @@ class JsonPrefix:
 
     `root` "object" allows only an object at the top. After a violation the reader is done: `violation` is set, and
     `position` is the index of the offending character, counted over all pieces (at the end of the text for one that
-    `finish` found). Raises ValueError for a schema that `schemas.check_schema` refuses.
+    `finish` found). `schema` is one that `schemas.check_schema` lets pass.
     """
 
     def __init__(self, schema: Any = None, *, root: Literal["any", "object"] = "any") -> None:

@@ -90,7 +90,7 @@ def check_schema(schema: Any, *, param: str) -> None:
     try:
         compiled(schema)
     except (_Absurd, RecursionError) as error:
-        reason = str(error) if isinstance(error, _Absurd) else f"nests deeper than {MAX_SCHEMA_DEPTH} levels"
+        reason = str(error) if isinstance(error, _Absurd) else "nests too deep, or its references do"
         hint = "Simplify it; what allOf, anyOf and oneOf refer to multiplies, so list each definition once."
         raise TooLargeError(f"The schema at {param} {reason}.", hint=hint, param=param) from None
     except (ValueError, jsonschema_rs.ReferencingError) as error:

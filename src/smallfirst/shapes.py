@@ -12,20 +12,25 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 import jsonschema_rs
 
-from smallfirst.schemas import PATTERN_OPTIONS, SchemaCache, resolve
+from smallfirst.schemas import PATTERN_OPTIONS, SchemaCache, compiled, resolve
 from smallfirst.types import Json
 
 Parts = frozenset[str]
 """Subschemas that must all hold, as pointers into the schema ("#/properties/a")."""
 
 MAX_ALTERNATIVES = 64
+MAX_STEPS = 4_000
+"""Most subschemas that are visited to find the alternatives of one value; the rest claims nothing."""
+MAX_CHAIN = 64
+"""Longest chain of references, allOf, anyOf and so on that is followed."""
 ANY_START = frozenset('{["-0tfn')
 """First characters of JSON values; "0" stands for every digit."""
 
+_URI = "https://smallfirst.invalid/schema"
 _MAX_MEMO = 4096
 _STARTS = {
     "object": "{",
@@ -70,11 +75,10 @@ class Shapes:
         self.root: Parts = frozenset({"#"})
         self._schema = dict(schema)
         self._draft = _DRAFTS[jsonschema_rs.validator_cls_for(self._schema)]
-        self._validators = jsonschema_rs.validator_map_for(
-            self._schema, validate_formats=True, pattern_options=PATTERN_OPTIONS, offline=True
-        )
-        self._one_scope = not _rescopes(self._schema)
+        self._registry = _registered(self._schema)
+        self._validators: dict[str, jsonschema_rs.Validator | None] = {"#": compiled(schema)}
         self._shapes: dict[Parts, tuple[Shape, ...]] = {}
+        self._steps = 0
         self._nodes: dict[str, Any] = {}
         self._patterns: dict[str, jsonschema_rs.Validator] = {}
 
@@ -84,6 +88,7 @@ class Shapes:
         if known is None:
             if len(self._shapes) >= _MAX_MEMO:
                 self._shapes.clear()
+            self._steps = MAX_STEPS
             alternatives = _product([self._alternatives(pointer, ()) for pointer in sorted(parts)])
             shapes = (self._shape(alternative) for alternative in alternatives)
             known = self._shapes[parts] = tuple(shape for shape in shapes if shape.starts)
@@ -127,8 +132,8 @@ class Shapes:
 
     def why(self, parts: Iterable[str], value: Any) -> str:
         """The first complaint of jsonschema-rs about `value`."""
-        for pointer in sorted(parts):
-            for error in self._validators[pointer].iter_errors(value) if pointer in self._validators else ():
+        for validator in filter(None, map(self._validator, sorted(parts))):
+            for error in validator.iter_errors(value):
                 return error.message
         return "it does not satisfy its schema"
 
@@ -136,10 +141,32 @@ class Shapes:
         return parts if self.at(parts) else None
 
     def _valid(self, pointer: str, value: Any) -> bool:
-        """A subschema that cannot be judged alone (its references depend on where it stands) counts as satisfied."""
-        if pointer != "#" and not (self._one_scope and pointer in self._validators):
-            return True
-        return self._validators[pointer].is_valid(value)
+        validator = self._validator(pointer)
+        return validator is None or validator.is_valid(value)
+
+    def _validator(self, pointer: str) -> jsonschema_rs.Validator | None:
+        """The compiled subschema, made when it is first needed: all of them at once take quadratic time.
+
+        None for one that cannot be judged alone, because its references depend on where it stands.
+        """
+        if pointer not in self._validators:
+            self._validators[pointer] = self._compiled(pointer, self._registry)
+        return self._validators[pointer]
+
+    def _compiled(self, pointer: str, registry: jsonschema_rs.Registry | None) -> jsonschema_rs.Validator | None:
+        if registry is None:
+            return None
+        draft = {"$schema": self._schema["$schema"]} if "$schema" in self._schema else {}
+        try:
+            return jsonschema_rs.validator_for(
+                {**draft, "$ref": _URI + quote(pointer, safe="#/~")},
+                registry=registry,
+                validate_formats=True,
+                pattern_options=PATTERN_OPTIONS,
+                offline=True,
+            )
+        except ValueError:
+            return None
 
     def _matches(self, pattern: str, key: str) -> bool:
         if pattern not in self._patterns:
@@ -161,7 +188,9 @@ class Shapes:
         schema = self._node(pointer)
         if schema is False:
             return []
-        if schema is True or pointer in above or not isinstance(schema, Mapping):
+        self._steps -= 1
+        followed = pointer not in above and len(above) < MAX_CHAIN and self._steps > 0
+        if not followed or not isinstance(schema, Mapping):
             return _FREE
         within = (*above, pointer)
         reference = [self._reference(schema["$ref"], within)] if "$ref" in schema else []
@@ -181,7 +210,7 @@ class Shapes:
 
     def _reference(self, reference: Any, within: tuple[str, ...]) -> list[Parts]:
         try:
-            if not self._one_scope:
+            if self._registry is None:
                 return _FREE
             pointer = _pointer(reference)
             resolve(self._schema, reference)
@@ -225,7 +254,7 @@ class Shapes:
 
 
 shapes_of = SchemaCache(Shapes, size=256)
-"""The `Shapes` of a schema, cached; ValueError for a schema that `schemas.check_schema` refuses."""
+"""The `Shapes` of a schema, cached; it is one that `schemas.check_schema` lets pass."""
 
 
 def _at(root: Json, pointer: str) -> Any:
@@ -247,6 +276,14 @@ def _pointer(reference: Any) -> str:
 
 def _escape(name: str) -> str:
     return name.replace("~", "~0").replace("/", "~1")
+
+
+def _registered(schema: dict[str, Any]) -> jsonschema_rs.Registry | None:
+    """The schema under _URI, so that its parts can be referred to; None where they mean nothing alone."""
+    try:
+        return None if _rescopes(schema) else jsonschema_rs.Registry([(_URI, schema)])
+    except ValueError:
+        return None
 
 
 def _rescopes(node: Any) -> bool:
