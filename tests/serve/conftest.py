@@ -9,9 +9,8 @@ import pytest
 
 sys.path.append(str(Path(__file__).parents[1] / "backends"))  # the loopback provider lives there
 
+from recording import Loopback
 from running import Running, Start, says, started
-
-from loopback import Loopback
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ import anthropic
 import msgspec
 import openai
 from aiohttp import web
+from recording import Handler, Loopback, answer, events, sse
 
-from loopback import Handler, Loopback, answer, events, sse
 from smallfirst.assemble import open_configured_store
 from smallfirst.config import Config, parse
 from smallfirst.serve.server import serving
@@ -212,11 +212,29 @@ def chunks(text: str | None, *calls: tuple[str, str], **more: Any) -> list[dict[
     return [*map(chunk, pieces), chunk({}, "tool_calls" if calls else "stop"), usage]
 
 
+def a_response(text: str) -> dict[str, Any]:
+    """A whole answer of the responses API."""
+    part = {"type": "output_text", "text": text, "annotations": []}
+    item = {"id": "msg_1", "type": "message", "role": "assistant", "status": "completed", "content": [part]}
+    usage = {
+        "input_tokens": 10,
+        "output_tokens": 5,
+        "total_tokens": 15,
+        "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
+        "output_tokens_details": {"reasoning_tokens": 0},
+    }
+    head = {"id": "resp_1", "object": "response", "created_at": 1, "status": "completed", "model": "big-2026"}
+    rest = {"parallel_tool_calls": True, "tool_choice": "auto", "tools": [], "error": None}
+    return {**head, **rest, "output": [item], "usage": usage}
+
+
 def says(text: str | None, *calls: tuple[str, str]) -> Handler:
-    """A handler that gives one chat answer, streamed when that is asked for."""
+    """A handler that gives one answer: as a chat, streamed when that is asked for, or as a whole response."""
 
     async def handle(request: web.Request) -> web.StreamResponse:
         body = msgspec.json.decode(await request.read())
+        if request.path.endswith("/responses"):
+            return await answer(a_response(text or ""))(request)
         handler = sse(events(chunks(text, *calls))) if body.get("stream") else answer(whole(text, *calls))
         return await handler(request)
 

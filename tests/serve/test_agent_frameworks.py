@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from recording import Loopback
 from running import Running, Start, cascade, says
-
-from loopback import Loopback
 
 
 @pytest.fixture

@@ -7,9 +7,8 @@ from typing import Any
 import openai
 import pytest
 from pydantic import BaseModel
-from running import CITY_FORMAT, TOOL, WEATHER, Running, cascade, chunks, says, whole
-
-from loopback import Loopback, answer, events, sse
+from recording import Loopback, answer, events, sse
+from running import CITY_FORMAT, TOOL, WEATHER, Running, a_response, cascade, chunks, says, whole
 
 ASK: list[Any] = [{"role": "user", "content": "Weather in Paris?"}]
 PARIS = ("get_weather", '{"city":"Paris"}')
@@ -140,22 +139,6 @@ async def test_small_models_log_probabilities_stay_inside(start: Any, small: Loo
     assert raw.parse().choices[0].logprobs is None
     record = await gateway.record(raw.headers["x-smallfirst-record"])
     assert record.attempts[0].features
-
-
-def a_response(text: str) -> dict[str, Any]:
-    """A whole answer of the responses API."""
-    part = {"type": "output_text", "text": text, "annotations": []}
-    item = {"id": "msg_1", "type": "message", "role": "assistant", "status": "completed", "content": [part]}
-    usage = {
-        "input_tokens": 10,
-        "output_tokens": 5,
-        "total_tokens": 15,
-        "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
-        "output_tokens_details": {"reasoning_tokens": 0},
-    }
-    head = {"id": "resp_1", "object": "response", "created_at": 1, "status": "completed", "model": "big-2026"}
-    rest = {"parallel_tool_calls": True, "tool_choice": "auto", "tools": [], "error": None}
-    return {**head, **rest, "output": [item], "usage": usage}
 
 
 async def test_responses(gateway: Running, large: Loopback) -> None:

@@ -1,11 +1,12 @@
 """Who may call, and how much: API keys, roles, and the limits of a key.
 
-Without any key the gateway is open to this machine only. Limits are counted in this process; spending in USD is the
-store's ledger, exact across processes.
+As long as no key was ever made the gateway is open, to this machine only. Limits are counted in this process;
+spending in USD is the store's ledger, exact across processes.
 """
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -37,9 +38,10 @@ class Access:
 
     def __init__(self, store: Store, *, host: str) -> None:
         self._store = store
-        self._always = host not in LOOPBACK
+        self._needed = host not in LOOPBACK
         self._keys: dict[str, KeyRow] = {}
         self._until = 0.0
+        self._refreshing = asyncio.Lock()
 
     async def authenticate(self, headers: Mapping[str, str], least: Role = "agent") -> Caller:
         """The caller that `headers` (lower-case names) prove.
@@ -48,7 +50,7 @@ class Access:
         """
         await self._refresh()
         given = headers.get("x-api-key") or headers.get("authorization", "").removeprefix("Bearer ").strip()
-        if not self._keys and not self._always:
+        if not self._needed:
             return LOCAL
         key_id, secret = parse_key(given) or ("", "")
         row = self._keys.get(key_id)
@@ -62,10 +64,16 @@ class Access:
         return Caller(row.id, row.role, row.limits)
 
     async def _refresh(self) -> None:
-        now = time.monotonic()
-        if now >= self._until:
-            self._until = now + REFRESH_S
-            self._keys = {row.id: row for row in await self._store.list_keys() if row.revoked_at is None}
+        """Read the keys when what is known is too old; nobody is let in on keys that are still being read."""
+        if time.monotonic() < self._until:
+            return
+        async with self._refreshing:
+            if time.monotonic() < self._until:
+                return
+            rows = await self._store.list_keys()
+            self._keys = {row.id: row for row in rows if row.revoked_at is None}
+            self._needed = self._needed or bool(rows)
+            self._until = time.monotonic() + REFRESH_S
 
 
 @dataclass(slots=True)

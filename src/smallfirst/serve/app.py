@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, cast
@@ -10,9 +12,9 @@ import msgspec
 import structlog
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
-from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from smallfirst import __version__
 from smallfirst.errors import LimitError, NotFoundError, RequestError, SmallfirstError, UpstreamError
@@ -26,6 +28,7 @@ from smallfirst.wire import WIRES
 Handler = Callable[[Gateway, Exchange], Awaitable[None]]
 log = structlog.get_logger("smallfirst")
 CREATED = int(time.time())
+_OWN_NAME = re.compile(r"(localhost|127\.0\.0\.1|\[::1\])(:\d+)?", re.IGNORECASE)
 _KEPT_HEADERS = frozenset({"content-type", "retry-after", "x-request-id"})
 
 
@@ -57,8 +60,7 @@ def create_app(gateway: Gateway, *, keyless: bool) -> Starlette:
         endpoint("/metrics", "GET", "chat", _metrics),
         endpoint("/openapi.json", "GET", "chat", _openapi),
     ]
-    hosts = ["127.0.0.1", "localhost", "[::1]", "testserver"]
-    middleware = [Middleware(TrustedHostMiddleware, allowed_hosts=hosts, www_redirect=False)] if keyless else []
+    middleware = [Middleware(_OwnNames)] if keyless else []
     return Starlette(routes=routes, middleware=middleware, exception_handlers=_PLAIN_ERRORS)
 
 
@@ -92,7 +94,7 @@ class _Endpoint:
         if isinstance(err, UpstreamError):
             status = err.upstream_status
         if isinstance(err, LimitError | UpstreamError) and err.retry_after is not None:
-            more["retry-after"] = str(max(1, round(err.retry_after)))
+            more["retry-after"] = str(max(1, math.ceil(err.retry_after)))
         await exchange.reply(status, msgspec.json.encode(WIRES[self._wire].error(err)), more)
 
 
@@ -174,14 +176,31 @@ async def _body(gateway: Gateway, exchange: Exchange) -> bytes:
     return await exchange.body(limit=int(server.max_body_mb * 2**20), timeout_s=server.body_timeout_s)
 
 
-async def _no_route(request: Any, err: Any) -> Any:
+async def _no_route(request: Any, err: Any) -> Response:
     """Unknown paths and methods, in OpenAI's shape."""
-    from starlette.responses import Response
-
     what = f"{request.method} {request.url.path}"
     wrong = NotFoundError(f"There is no {what} here.", hint="See /openapi.json for what there is.")
-    body = msgspec.json.encode(WIRES["chat"].error(wrong))
-    return Response(body, err.status_code, headers=err.headers, media_type="application/json")
+    return _plain(wrong, err.status_code, err.headers)
+
+
+def _plain(err: SmallfirstError, status: int, headers: Mapping[str, str] | None = None) -> Response:
+    body = msgspec.json.encode(WIRES["chat"].error(err))
+    return Response(body, status, headers=headers, media_type="application/json")
+
+
+class _OwnNames:
+    """Refuses calls whose Host header is not a name of this machine."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        given = next((value for name, value in scope["headers"] if name == b"host"), b"").decode("latin-1")
+        app = self._app
+        if not _OWN_NAME.fullmatch(given):
+            hint = "A gateway without API keys answers to localhost only; `smallfirst keys add` lifts that."
+            app = _plain(RequestError(f"The Host header is {given!r}.", hint=hint), RequestError.status)
+        await app(scope, receive, send)
 
 
 _PLAIN_ERRORS: Mapping[Any, Any] = {404: _no_route, 405: _no_route}

@@ -1,0 +1,142 @@
+"""A task's response cache, and budgets of calls and keys, exact under concurrency."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+
+import pytest
+from recording import Loopback, answer, hang
+from running import Start, cascade, says, whole
+
+CACHED = '[tasks.t]\nmode = "small_only"\ncache = {ttl_s = 60}'
+COLD = {"temperature": 0}
+
+
+async def test_a_repeated_call_is_a_hit(start: Start, small: Loopback) -> None:
+    """At temperature 0 the same call is answered from the store, recorded as a hit that cost nothing."""
+    gateway = await start(CACHED)
+    first = await gateway.chat(COLD, x_smallfirst_task="t")
+    again = await gateway.chat(COLD, x_smallfirst_task="t")
+    assert (again.text, again.said("reason"), again.said("cost-usd")) == (first.text, "cache", "0.00000000")
+    assert len(small.seen) == 1
+    assert (await gateway.record(again)).attempts[0].kind == "cache"
+
+
+async def test_a_hit_can_be_streamed(start: Start, small: Loopback) -> None:
+    """A hit is streamed to a client that streams."""
+    gateway = await start(CACHED)
+    await gateway.chat(COLD, x_smallfirst_task="t")
+    again = await gateway.chat({**COLD, "stream": True}, x_smallfirst_task="t")
+    text = "".join(e["choices"][0]["delta"].get("content") or "" for e in again.events if e["choices"])
+    assert (text, len(small.seen)) == ("small", 1)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "headers"),
+    [
+        ({}, {}, {}),
+        (COLD, COLD, {"x_smallfirst_cache": "skip"}),
+        (COLD, {**COLD, "seed": 1}, {}),
+        (COLD, {**COLD, "model": "smallfirst"}, {}),
+    ],
+    ids=["warm", "skip", "other-field", "other-model"],
+)
+async def test_misses(
+    start: Start, small: Loopback, first: dict[str, object], second: dict[str, object], headers: dict[str, str]
+) -> None:
+    """A call that is warm, skips the cache or differs in any field is asked anew."""
+    gateway = await start(CACHED)
+    await gateway.chat(first, x_smallfirst_task="t")
+    await gateway.chat(second, x_smallfirst_task="t", **headers)
+    assert len(small.seen) == 2
+
+
+async def test_a_caller_can_ask_for_the_cache(start: Start, small: Loopback) -> None:
+    """`x-smallfirst-cache: use` makes a warm call cacheable."""
+    gateway = await start(CACHED)
+    for _ in range(2):
+        await gateway.chat(x_smallfirst_task="t", x_smallfirst_cache="use")
+    assert len(small.seen) == 1
+
+
+async def test_no_cache_without_a_policy(start: Start, small: Loopback) -> None:
+    """A task without a `cache` has none, even when the caller asks."""
+    gateway = await start(cascade("small_only"))
+    for _ in range(2):
+        await gateway.chat(COLD, x_smallfirst_cache="use")
+    assert len(small.seen) == 2
+
+
+async def test_keys_do_not_share_answers(start: Start, small: Loopback) -> None:
+    """A hit is never shared between API keys."""
+    gateway = await start(CACHED)
+    keys = [await gateway.add_key(), await gateway.add_key()]
+    await asyncio.sleep(2.1)  # the gateway sees new keys by then
+    for key in (*keys, *keys):
+        await gateway.chat(COLD, x_smallfirst_task="t", authorization=f"Bearer {key}")
+    assert len(small.seen) == 2
+
+
+async def test_hits_end_with_their_time(start: Start, small: Loopback) -> None:
+    """After its time limit an answer is asked for anew."""
+    gateway = await start('[tasks.t]\nmode = "small_only"\ncache = {ttl_s = 0.0}')
+    for _ in range(2):
+        await gateway.chat(COLD, x_smallfirst_task="t")
+    assert len(small.seen) == 2
+
+
+async def test_other_settings_end_all_hits(start: Start, small: Loopback) -> None:
+    """A changed configuration does not reuse answers made under the old one."""
+    for repairs in (1, 2):
+        gateway = await start(f"{CACHED}\nrepairs = {repairs}")
+        await gateway.chat(COLD, x_smallfirst_task="t")
+    assert len(small.seen) == 2
+
+
+async def test_failures_are_not_kept(start: Start, small: Loopback) -> None:
+    """An answer that did not meet the bar, or an error, is not kept."""
+    small.handlers = [answer({"error": {"message": "x"}}, 500), says("fine")]
+    gateway = await start(CACHED)
+    assert (await gateway.chat(COLD, x_smallfirst_task="t")).status == 500
+    assert (await gateway.chat(COLD, x_smallfirst_task="t")).text == "fine"
+
+
+async def test_max_usd_of_a_call(start: Start, large: Loopback) -> None:
+    """A call whose stage may cost more than it allows is refused before the model is asked, clearly."""
+    gateway = await start(cascade(max_usd=0.01))
+    done = await gateway.chat({"max_tokens": 1000})
+    assert (done.status, done.said("reason"), large.seen) == (502, "budget", [])
+    assert "max_usd" in done.body["error"]["message"]
+    assert (await gateway.chat({"max_tokens": 10})).text == "large"
+
+
+async def test_max_seconds_of_a_call(start: Start, small: Loopback, large: Loopback) -> None:
+    """Time runs out once for the whole call, not once a stage."""
+    small.handlers = [hang]
+    gateway = await start(cascade(accept_uncalibrated=True, max_seconds=0.1))
+    done = await gateway.chat()
+    assert (done.status, large.seen) == (502, [])
+    assert "max_seconds" in done.body["error"]["message"]
+    record = await gateway.record(done)
+    assert [a.reason for a in record.attempts] == ["error:timeout", "budget"]
+
+
+async def test_a_keys_budget_is_exact_under_load(start: Start, large: Loopback) -> None:
+    """Of 50 calls at once a key's daily budget admits exactly those that it can pay, whatever they end up costing."""
+    gateway = await start(cascade("observe", shadow=False))
+    key = await gateway.add_key(usd_per_day=0.02)  # a call costs 0.002; at most 0.0028
+    await asyncio.sleep(2.1)
+    large.handlers = [answer(whole("x"))]
+    calls = [gateway.chat({"max_tokens": 5}, authorization=f"Bearer {key}") for _ in range(50)]
+    done = await asyncio.gather(*calls)
+    counts = Counter(d.status for d in done)
+    spent = sum(float(d.said("cost-usd")) for d in done if d.status == 200)
+    assert set(counts) == {200, 429}
+    assert counts[200] == len(large.seen)
+    assert spent <= 0.02 + 1e-9
+    async with gateway.store() as store:
+        [row] = await store.list_keys()
+        day = (await gateway.records())[0].created_at // 86_400 * 86_400
+        assert await store.spent(row.id, day) == pytest.approx(spent)
+    assert all(int(d.headers["retry-after"]) > 0 for d in done if d.status == 429)
