@@ -177,6 +177,22 @@ def pull(name: str = DEFAULT_MODEL, progress: Progress | None = None) -> Path:
     return _weights_path(name)
 
 
+def fetch_source(name: str, into: Path, progress: Progress | None = None) -> Path:
+    """Downloads the catalogue's file of `name` as it was published, checked, into the folder `into`.
+
+    Raises ModelFileError when no source can be reached or the checksum is wrong.
+    """
+    weights = CATALOGUE[name]
+    source = _fetch(weights, into, progress or _silent)
+    found = _sha256(source)
+    if found != weights.sha256:
+        raise ModelFileError(
+            f"The download of {name!r} has sha256 {found}, not {weights.sha256}.",
+            hint="Something between here and the index changes files; try another index or network.",
+        )
+    return source
+
+
 def convert(source: Path, target: Path, to: str, progress: Progress | None = None) -> None:
     """Writes the GGUF file `source` with its Q4_1 tensors requantised to `to` ("Q8_0", "Q4_0"; "Q4_1" copies).
 
@@ -244,13 +260,7 @@ def _silent(_what: str, _done: int, _total: int) -> None:
 def _install(weights: Weights, scratch: Path, report: Progress) -> None:
     if shutil.disk_usage(scratch).free < 5 * weights.size:
         raise OSError(errno.ENOSPC, "No space left on device")
-    source = _fetch(weights, scratch, report)
-    found = _sha256(source)
-    if found != weights.sha256:
-        raise ModelFileError(
-            f"The download of {weights.name!r} has sha256 {found}, not {weights.sha256}.",
-            hint="Something between here and the index changes files; try another index or network.",
-        )
+    source = fetch_source(weights.name, scratch, report)
     served = scratch / "served.gguf"
     convert(source, served, weights.format, report)
     sha256, stat = _sha256(served), served.stat()

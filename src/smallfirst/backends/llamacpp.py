@@ -166,7 +166,7 @@ class LlamaCppBackend:
         async with self._slots:
             await self.engine.ready()
             with self._clock.share() as share:
-                body = {**payload, "prompt": await self._prompt(request)}
+                body = {**payload, "prompt": await self.prompt(request)}
                 if request.sampling.seed is not None:
                     body["seed"] = request.sampling.seed + choice
                 async with aclosing(self._events(body)) as events:
@@ -223,8 +223,8 @@ class LlamaCppBackend:
             ]
         return payload
 
-    async def _prompt(self, request: Request) -> str:
-        """The conversation in the model's own chat template."""
+    async def prompt(self, request: Request) -> str:
+        """The conversation as the model reads it, in its own chat template."""
         async with self._post("/apply-template", {"messages": conversation(request)}) as response:
             await _raise_for_status(response)
             return msgspec.json.decode(await response.read(), type=_Prompt).prompt
