@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 SOURCES = sorted((ROOT / "src").rglob("*.py"))
 TESTS = sorted((ROOT / "tests").rglob("test_*.py"))
-BROAD_EXCEPTS = {"serve/app.py"}
+BROAD_EXCEPTS = {"serve/app.py": "any defect is still an answer", "validators.py": "a user's function may raise anything"}
 
 
 def functions(path: Path) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
@@ -46,7 +46,7 @@ def test_tests_state_their_specification(path: Path) -> None:
 
 
 def test_broad_excepts_stand_in_named_places_only() -> None:
-    """`except Exception` is allowed in the ASGI error handler alone."""
+    """`except Exception` is allowed where BROAD_EXCEPTS says why, and nowhere else."""
     found = set()
     for path in SOURCES:
         for node in ast.walk(ast.parse(path.read_text())):
@@ -55,4 +55,4 @@ def test_broad_excepts_stand_in_named_places_only() -> None:
             )
             if broad:
                 found.add(path.relative_to(ROOT / "src" / "smallfirst").as_posix())
-    assert found <= BROAD_EXCEPTS
+    assert found == set(BROAD_EXCEPTS)

@@ -217,6 +217,16 @@ def records_export(
     with_store(config, work)
 
 
+@records_app.command("rotate", epilog="Example: SMALLFIRST_ENCRYPTION_KEY=new:...,old:... smallfirst records rotate")
+def records_rotate(config: ConfigOption = None) -> None:
+    """Encrypt every payload anew under the first key of the encryption key variable."""
+
+    async def work(db: Store) -> None:
+        out.print(f"Encrypted {await db.rotate()} payloads anew.")
+
+    with_store(config, work)
+
+
 @keys_app.command("add", epilog="Example: smallfirst keys add ci --requests-per-minute 600 --usd-per-day 5")
 def keys_add(
     name: Annotated[str, typer.Argument(help="What the key is for.")],

@@ -339,25 +339,6 @@ class Record:
         """What the call cost in USD, every attempt counted; None when the price of one is unknown."""
         return total_usd(a.cost_usd for a in self.attempts)
 
-    @property
-    def escalated(self) -> bool:
-        """Whether the large model was asked in order to serve this call."""
-        return any(not a.small and a.kind != "cache" for a in self._serving)
-
-    @property
-    def valid_first(self) -> bool:
-        """Whether the first output was valid (valid@1)."""
-        return bool(self._serving) and self._serving[0].completion is not None and self._serving[0].verdict.ok
-
-    @property
-    def executable(self) -> bool:
-        """Whether what was served names existing tools with arguments that satisfy their schemas."""
-        return self.served is not None and self.attempts[self.served].verdict.ok
-
-    @property
-    def _serving(self) -> tuple[Attempt, ...]:
-        return tuple(a for a in self.attempts if a.decision != "shadow")
-
 
 @dataclass(frozen=True, slots=True)
 class Feedback:

@@ -72,7 +72,7 @@ async def test_later_attempts_follow_the_call_s_own(store):
     """Shadow and audit attempts come after the call's own, which keep their places; cost counts the call's own only."""
     record = make_record()
     await store.append(record)
-    await store.add_attempts(record.id, [make_attempt("audit", kind="shadow", decision="shadow"), make_attempt("late")])
+    await store.add_attempts(record.id, [make_attempt("audit", decision="shadow"), make_attempt("late")])
     kept = await store.get(record.id)
     assert [a.stage for a in kept.attempts] == ["small", "large", "audit", "late"]
     [summary] = await store.list_records()
@@ -179,7 +179,7 @@ async def test_without_capture_only_numbers_are_kept(store):
     """A task whose capture is off leaves no text of the call, but all that a report needs."""
     record = make_record("my secret plan")
     await store.append(record, capture=False)
-    await store.add_attempts(record.id, [make_attempt("audit", kind="shadow")], capture=False)
+    await store.add_attempts(record.id, [make_attempt("audit", decision="shadow")], capture=False)
     kept = await store.get(record.id)
     assert (kept.captured, kept.body, kept.messages) == (False, {}, ())
     assert kept.attempts[0].completion.choices == ()

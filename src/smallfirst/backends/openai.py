@@ -100,11 +100,10 @@ class OpenAIBackend:
         if request.wire == "responses" and "responses" in self.capabilities.native:
             body = responses.body(request, model=model, stream=request.stream, capabilities=self.capabilities)
             return ask(self._upstream, "/responses", body, request, wire=responses, keep=_HEADERS)
-        body = chat.body(request, model=model, stream=request.stream, capabilities=self.capabilities)
-        if sampling.logprobs:
-            body["logprobs"] = True
-            if sampling.top_logprobs:
-                body["top_logprobs"] = min(sampling.top_logprobs, self.capabilities.top_logprobs)
+        top = min(sampling.top_logprobs, self.capabilities.top_logprobs) if sampling.logprobs else 0
+        body = chat.body(
+            request, model=model, stream=request.stream, capabilities=self.capabilities, top_logprobs=top
+        )
         if request.constraint is not None and self.capabilities.constraint and not request.callable_tools:
             _constrain(body, request.constraint)
         return ask(self._upstream, "/chat/completions", body, request, wire=chat, keep=_HEADERS)

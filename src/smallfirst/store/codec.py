@@ -23,7 +23,7 @@ RECORD_COLUMNS = (
     "served_model, key_id, user_hash, episode_hash, payload"
 )
 ATTEMPT_COLUMNS = (
-    "record_id, n, stage, backend, model, kind, decision, reason, answered, violations, confidence, cost_usd, "
+    "record_id, n, stage, backend, model, kind, decision, reason, small, answered, violations, confidence, cost_usd, "
     "cost_usd_local_free, seconds, first_token_s, input_tokens, output_tokens, cached_input_tokens, "
     "cache_write_tokens, reasoning_tokens, busy_seconds, features, payload"
 )
@@ -159,6 +159,7 @@ class Codec:
             attempt.kind,
             attempt.decision,
             clean(attempt.reason),
+            int(attempt.small),
             int(completion is not None),
             " ".join(v.code for v in violations),
             attempt.confidence,
@@ -215,13 +216,13 @@ class Codec:
 
     def open_attempt(self, row: Row) -> Attempt:
         """The attempt of a row of ATTEMPT_COLUMNS."""
-        record_id, n, stage, backend, model, kind, decision, reason, answered, codes, confidence = row[:11]
-        usage = Usage(*row[15:21])
+        record_id, n, stage, backend, model, kind, decision, reason, small, answered, codes, confidence = row[:12]
+        usage = Usage(*row[16:22])
         completion = Completion((), usage, model) if answered else None
         violations = tuple(Violation(code, "") for code in codes.split())
         error = None
-        if row[22] is not None:
-            completion, violations, error = _decode_attempt(self.sealer.open(row[22], f"attempt:{record_id}:{n}"))
+        if row[23] is not None:
+            completion, violations, error = _decode_attempt(self.sealer.open(row[23], f"attempt:{record_id}:{n}"))
         return Attempt(
             stage=stage,
             backend=backend,
@@ -230,13 +231,14 @@ class Codec:
             decision=decision,
             reason=reason,
             completion=completion,
+            small=bool(small),
             verdict=Verdict(violations),
-            features=features_of(row[21]),
+            features=features_of(row[22]),
             confidence=confidence,
-            cost_usd=row[11],
-            cost_usd_local_free=row[12],
-            seconds=row[13],
-            first_token_s=row[14],
+            cost_usd=row[12],
+            cost_usd_local_free=row[13],
+            seconds=row[14],
+            first_token_s=row[15],
             error=error,
         )
 

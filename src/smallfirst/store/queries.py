@@ -25,7 +25,7 @@ _SUMMARY_COLUMNS = (
     "ORDER BY f.created_at DESC, f.id DESC LIMIT 1)"
 )
 _ATTEMPT_SUMMARY_COLUMNS = (
-    "record_id, stage, model, kind, decision, reason, answered, violations, confidence, cost_usd, "
+    "record_id, stage, model, kind, decision, reason, small, answered, violations, confidence, cost_usd, "
     "cost_usd_local_free, seconds, first_token_s, input_tokens, output_tokens, features"
 )
 
@@ -183,14 +183,15 @@ def _attempt_summary(row: Row) -> AttemptSummary:
         kind=row[3],
         decision=row[4],
         reason=row[5],
-        answered=bool(row[6]),
-        violations=tuple(row[7].split()),
-        confidence=row[8],
-        cost_usd=row[9],
-        cost_usd_local_free=row[10],
-        seconds=row[11],
-        first_token_s=row[12],
-        input_tokens=row[13],
-        output_tokens=row[14],
-        features=features_of(row[15]),
+        small=bool(row[6]),
+        answered=bool(row[7]),
+        violations=tuple(row[8].split()),
+        confidence=row[9],
+        cost_usd=row[10],
+        cost_usd_local_free=row[11],
+        seconds=row[12],
+        first_token_s=row[13],
+        input_tokens=row[14],
+        output_tokens=row[15],
+        features=features_of(row[16]),
     )

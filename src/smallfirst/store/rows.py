@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from smallfirst.types import Attempt, Decision, Feedback, Json, Mode, Wire
+from smallfirst.types import Attempt, Decision, Feedback, Json, Mode, Wire, total_usd
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +66,12 @@ class AttemptSummary:
     kind: str
     decision: Decision
     reason: str
+    small: bool
     answered: bool
     violations: tuple[str, ...]
     confidence: float | None
-    cost_usd: float
-    cost_usd_local_free: float
+    cost_usd: float | None
+    cost_usd_local_free: float | None
     seconds: float
     first_token_s: float | None
     input_tokens: int
@@ -88,7 +89,7 @@ class RecordSummary:
     """A record in numbers: all that a report needs, read without opening a payload.
 
     `correct` is the latest "correct" feedback, None when there is none. Costs and tokens count the call's own
-    attempts; those of kind "shadow" are measurements beside it and are found in `attempts`.
+    attempts; shadow attempts are measurements beside it and are found in `attempts`.
     """
 
     id: str
@@ -109,7 +110,7 @@ class RecordSummary:
     @property
     def own_attempts(self) -> tuple[AttemptSummary, ...]:
         """The attempts that the call itself made."""
-        return tuple(a for a in self.attempts if a.kind != "shadow")
+        return tuple(a for a in self.attempts if a.decision != "shadow")
 
     @property
     def served_attempt(self) -> AttemptSummary | None:
@@ -127,12 +128,12 @@ class RecordSummary:
         return self.served_attempt.stage if self.served_attempt else ""
 
     @property
-    def cost_usd(self) -> float:
-        return sum(a.cost_usd for a in self.own_attempts)
+    def cost_usd(self) -> float | None:
+        return total_usd(a.cost_usd for a in self.own_attempts)
 
     @property
-    def cost_usd_local_free(self) -> float:
-        return sum(a.cost_usd_local_free for a in self.own_attempts)
+    def cost_usd_local_free(self) -> float | None:
+        return total_usd(a.cost_usd_local_free for a in self.own_attempts)
 
     @property
     def input_tokens(self) -> int:
@@ -154,8 +155,8 @@ class RecordSummary:
 
     @property
     def escalated(self) -> bool:
-        """A later stage was asked after an earlier one had tried."""
-        return any(a.decision == "escalate" for a in self.own_attempts)
+        """The large model was asked in order to serve this call."""
+        return any(not a.small and a.kind != "cache" for a in self.own_attempts)
 
     @property
     def cached(self) -> bool:

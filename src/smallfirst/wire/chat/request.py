@@ -315,14 +315,14 @@ def extend(request: Request, messages: Sequence[Json]) -> Request:
 def body(
     request: Request, *, model: str, stream: bool, capabilities: Capabilities, top_logprobs: int = 0
 ) -> dict[str, Any]:
-    """What to send upstream: the client's body with model, stream and (if `top_logprobs` and the client did not ask)
+    """What to send upstream: the client's body with model, stream and (if `top_logprobs` and its body does not ask)
     log-probabilities replaced; or, for a request of another wire, one built from the canonical fields."""
     out = shared.upstream_copy(request) if request.wire == "chat" else _built(request, capabilities)
     out["model"] = model
     shared.set_stream(out, stream)
     if stream and capabilities.stream_usage:
         out["stream_options"] = {**(out.get("stream_options") or {}), "include_usage": True}
-    if top_logprobs > 0 and not request.sampling.logprobs:
+    if top_logprobs > 0 and not out.get("top_logprobs"):
         out["logprobs"] = True
         out["top_logprobs"] = top_logprobs
     return out
