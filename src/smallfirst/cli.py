@@ -6,8 +6,7 @@ import asyncio
 import os
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from enum import StrEnum
 from importlib import resources
 from pathlib import Path
@@ -48,6 +47,9 @@ class RoleName(StrEnum):
 ConfigOption = Annotated[
     Path | None,
     typer.Option("--config", "-c", help="Configuration file; default: smallfirst.toml here, if there is one."),
+]
+StoreOption = Annotated[
+    str | None, typer.Option("--store", help="SQLite file or database URL; overrides store.url of the configuration.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
@@ -123,15 +125,28 @@ def demo(
     """Answer real function-calling questions with the embedded model, and measure the answers against gold."""
     from smallfirst import demo as job
     from smallfirst.serve.server import serving
+    from smallfirst.serve.telemetry import configure_logging
 
     settings = _demo_settings(store)
+    configure_logging(settings.telemetry)
     pull_weights(settings)
 
     async def work() -> None:
         async with serving(settings, {}) as url:
             db = await open_configured_store(settings, {})
             try:
-                await job.run(db, f"{url}/v1", "unused", out, where=str(store), n=calls, seed=seed, as_json=as_json)
+                opened_by = f"--store {store}"
+                await job.run(
+                    db,
+                    f"{url}/v1",
+                    "unused",
+                    out,
+                    where=str(store),
+                    opened_by=opened_by,
+                    n=calls,
+                    seed=seed,
+                    as_json=as_json,
+                )
             finally:
                 await db.close()
 
@@ -141,6 +156,7 @@ def demo(
 @app.command(epilog="Example: smallfirst report --since 7d --json")
 def report(
     config: ConfigOption = None,
+    store: StoreOption = None,
     task: Annotated[str | None, typer.Option(help="Only this task.")] = None,
     since: Annotated[str | None, typer.Option(help="Only calls of the last 30m, 12h, 7d, ...")] = None,
     as_json: JsonOption = False,
@@ -156,12 +172,13 @@ def report(
         else:
             out.print(reports.render(result))
 
-    with_store(config, work)
+    with_store(config, work, store)
 
 
 @records_app.command("list", epilog="Example: smallfirst records list --task invoices --decision abstain --limit 5")
 def records_list(
     config: ConfigOption = None,
+    store: StoreOption = None,
     task: Annotated[str | None, typer.Option(help="Only this task.")] = None,
     decision: Annotated[str | None, typer.Option(help="accept, escalate or abstain.")] = None,
     model: Annotated[str | None, typer.Option(help="Only what this model served.")] = None,
@@ -189,22 +206,27 @@ def records_list(
             table.add_row(r.id, when, r.task, r.decision, r.reason, r.model, tokens, f"{r.seconds:.2f}", usd, right)
         out.print(table)
 
-    with_store(config, work)
+    with_store(config, work, store)
 
 
 @records_app.command("show", epilog="Example: smallfirst records show 0199...")
-def records_show(record: Annotated[str, typer.Argument(help="The record's id.")], config: ConfigOption = None) -> None:
+def records_show(
+    record: Annotated[str, typer.Argument(help="The record's id.")],
+    config: ConfigOption = None,
+    store: StoreOption = None,
+) -> None:
     """Print a recorded call whole, as JSON."""
 
     async def work(db: Store) -> None:
         print_json(await db.get(record))
 
-    with_store(config, work)
+    with_store(config, work, store)
 
 
 @records_app.command("export", epilog="Example: smallfirst records export --task invoices > invoices.jsonl")
 def records_export(
     config: ConfigOption = None,
+    store: StoreOption = None,
     task: Annotated[str | None, typer.Option(help="Only this task.")] = None,
     since: Annotated[str | None, typer.Option(help="Only calls of the last 30m, 12h, 7d, ...")] = None,
 ) -> None:
@@ -214,17 +236,17 @@ def records_export(
         async for record in db.export(RecordFilter(task=task, since=parse_since(since))):
             sys.stdout.buffer.write(msgspec.json.encode(record) + b"\n")
 
-    with_store(config, work)
+    with_store(config, work, store)
 
 
 @records_app.command("rotate", epilog="Example: SMALLFIRST_ENCRYPTION_KEY=new:...,old:... smallfirst records rotate")
-def records_rotate(config: ConfigOption = None) -> None:
+def records_rotate(config: ConfigOption = None, store: StoreOption = None) -> None:
     """Encrypt every payload anew under the first key of the encryption key variable."""
 
     async def work(db: Store) -> None:
         out.print(f"Encrypted {await db.rotate()} payloads anew.")
 
-    with_store(config, work)
+    with_store(config, work, store)
 
 
 @keys_app.command("add", epilog="Example: smallfirst keys add ci --requests-per-minute 600 --usd-per-day 5")
@@ -318,8 +340,7 @@ def models_rm(name: Annotated[str, typer.Argument(help="The model's name.")]) ->
 
 def _demo_settings(store: Path) -> Config:
     """The defaults whatever keys the environment holds, so without a large model, and a store of its own."""
-    settings = parse("", {})
-    return msgspec.structs.replace(settings, store=msgspec.structs.replace(settings.store, url=f"sqlite:///{store}"))
+    return _with_store_url(parse("", {}), f"sqlite:///{store}")
 
 
 def pull_weights(config: Config) -> None:
@@ -351,22 +372,26 @@ class pull_progress:  # noqa: N801 - a context manager that reads as a verb
         self._bar.update(self._task, description=what, completed=done, total=total or None)
 
 
-def with_store(config: Path | None, work: Callable[[Store], Awaitable[None]]) -> None:
-    """Run `work` with the configured store open."""
+def with_store(config: Path | None, work: Callable[[Store], Awaitable[None]], url: str | None = None) -> None:
+    """Run `work` with the configured store open, or the one at `url`."""
+    settings = load(config, os.environ)
+    if url is not None:
+        if "://" not in url and not Path(url).is_file():
+            raise ConfigError(f"There is no store at {url!r}.", hint="Give an SQLite file or a database URL.")
+        settings = _with_store_url(settings, url if "://" in url else f"sqlite:///{url}")
 
-    @asynccontextmanager
-    async def opened() -> AsyncIterator[Store]:
-        store = await open_configured_store(load(config, os.environ), os.environ)
+    async def run() -> None:
+        store = await open_configured_store(settings, os.environ)
         try:
-            yield store
+            await work(store)
         finally:
             await store.close()
 
-    async def run() -> None:
-        async with opened() as store:
-            await work(store)
-
     asyncio.run(run())
+
+
+def _with_store_url(config: Config, url: str) -> Config:
+    return msgspec.structs.replace(config, store=msgspec.structs.replace(config.store, url=url))
 
 
 def parse_since(text: str | None) -> float | None:
