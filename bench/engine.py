@@ -23,6 +23,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from rich.table import Table
 from smallfirst import bfcl, models
 from smallfirst.backends.engine import EngineSettings
 from smallfirst.backends.llamacpp import EngineConfig, LlamaCppBackend
-from smallfirst.backends.toolprompt import constraint_schema
+from smallfirst.backends.toolprompt import constraint_schema, grammar
 from smallfirst.stats import Figure, mean, ratio, wilson
 from smallfirst.types import Constraint, Request, Sampling, Tool, ToolCall
 
@@ -67,9 +68,9 @@ class Direct:
         self._process.stdin.write(json.dumps(value) + "\n")
         self._process.stdin.flush()
 
-    def seconds(self, prompt: str, tokens: int, n_probs: int) -> float:
-        """Wall time of one completion without a constraint."""
-        self._send({"prompt": prompt, "n_predict": tokens, "n_probs": n_probs, "temperature": 0, "ignore_eos": True})
+    def seconds(self, prompt: str, tokens: int, **fields: Any) -> float:
+        """Wall time of one completion; `fields` are further ones of the engine's own request."""
+        self._send({"prompt": prompt, "n_predict": tokens, "temperature": 0, **fields})
         assert self._process.stdout
         answer = json.loads(self._process.stdout.readline())
         if answer["error"]:
@@ -107,15 +108,16 @@ async def speed(weights: Mapping[str, Path], rounds: int, tokens: int) -> list[R
         backend, direct = LlamaCppBackend(config), Direct(config)
         await backend.start()
         prompts: list[int] = []
-        reads: dict[str, list[float]] = {"library": [], "library, top 5": [], "backend": []}
+        reads: dict[str, list[float]] = {"library": [], "library, same request": [], "backend": []}
         writes: dict[str, list[float]] = {who: [] for who in reads}
         for round_number in range(-1, rounds):
             text = f"Round {round_number}. " + "The quick brown fox jumps over the lazy dog. " * 30
             prompt = await backend.prompt(ask(text, 1))
-            for n_probs, who in ((0, "library"), (5, "library, top 5")):
-                salted = prompt.replace("Round", f"Round {n_probs}", 1)
-                read = await asyncio.to_thread(direct.seconds, salted, 1, n_probs)
-                write = await asyncio.to_thread(direct.seconds, salted, tokens, n_probs)
+            same = {"n_probs": config.top_logprobs, "grammar": grammar(ask(text, 1))}
+            for who, fields in (("library", {"ignore_eos": True}), ("library, same request", same)):
+                salted = prompt.replace("Round", f"{len(fields)} round", 1)  # no prompt is read twice
+                read = await asyncio.to_thread(partial(direct.seconds, salted, 1, **fields))
+                write = await asyncio.to_thread(partial(direct.seconds, salted, tokens, **fields))
                 reads[who].append(read)
                 writes[who].append(write)
             _, read, count = await timed(backend, ask(text, 1))
@@ -131,8 +133,8 @@ async def speed(weights: Mapping[str, Path], rounds: int, tokens: int) -> list[R
                 "driven by": who,
                 "prefill tok/s": ratio(prompts[1:], reads[who][1:]),
                 "decode tok/s": ratio([tokens] * rounds, writes[who][1:]),
-                "prefill / library": ratio(reads["library"][1:], reads[who][1:]),
-                "decode / library": ratio(writes["library"][1:], writes[who][1:]),
+                "prefill / same": ratio(reads["library, same request"][1:], reads[who][1:]),
+                "decode / same": ratio(writes["library, same request"][1:], writes[who][1:]),
             }
             for who in reads  # without the first round, which warms up
         ]
