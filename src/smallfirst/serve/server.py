@@ -47,12 +47,11 @@ async def open_gateway(config: Config, env: Mapping[str, str]) -> AsyncIterator[
             telemetry=telemetry,
         )
         await shadows.start()
-        pruning = asyncio.create_task(_prune(gateway)) if config.store.retention_days else None
+        pruning = asyncio.create_task(_prune(gateway))
         try:
             yield gateway
         finally:
-            if pruning is not None:
-                pruning.cancel()
+            pruning.cancel()
             await shadows.close()
             telemetry.close()
 
@@ -125,11 +124,12 @@ def _listener(host: str, port: int) -> socket.socket:
 
 
 async def _prune(gateway: Gateway) -> None:
-    """Remove what is older than the retention, every hour."""
+    """Remove expired responses and what is older than the retention (0 days: for ever), every hour."""
+    days = gateway.config.store.retention_days
     while True:
         try:
-            removed = await gateway.store.prune(time.time() - gateway.config.store.retention_days * DAY_S)
-            log.info("retention", removed=removed)
+            removed = await gateway.store.prune(time.time() - days * DAY_S if days else 0.0)
+            log.debug("retention", removed=removed)
         except StoreError as err:
             log.warning("retention failed", error=str(err))
         await asyncio.sleep(PRUNE_EVERY_S)

@@ -40,13 +40,14 @@ async def prune(writer: Writer, older_than: float) -> int:
     A content is unused when the hour of its last use is over before `older_than`; so it may outlive its last record
     by up to an hour. Expired responses and forgotten reservations go too.
     """
-    before = min(older_than, time.time())
+    now = time.time()
+    before = min(older_than, now)
     removed = 0
     while batch := await _delete(writer, "records", "id", "created_at < ?", before):
         removed += batch
     while await _delete(writer, "contents", "hash", "last_hour < ?", hour_of(before)):
         pass
-    while await _delete(writer, "responses", "key_hash", "expires_at < ?", before):
+    while await _delete(writer, "responses", "key_hash", "expires_at < ?", now):
         pass
     return removed
 
