@@ -173,7 +173,7 @@ async def test_a_required_call_parses_and_fits_its_schema(backend: LlamaCppBacke
 async def test_a_named_choice_is_enforced(backend: LlamaCppBackend) -> None:
     """A named tool is called whatever the question is."""
     request = ask("Weather in Oslo?", tools=(WEATHER, CLOCK), tool_choice=ToolChoice("required", ("get_time",)))
-    deltas = await answer(backend, held(replace(request, parallel_tool_calls=False)))
+    deltas = await answer(backend, held(replace(request, parallel_tool_calls=False, sampling=Sampling(max_tokens=60))))
     assert [c.name for c in deltas[-2].tool_calls] == ["get_time"]
     assert json.loads(deltas[-2].tool_calls[0].arguments)["zone"] in ("CET", "UTC")
 
@@ -195,7 +195,9 @@ async def test_a_json_schema_holds(backend: LlamaCppBackend) -> None:
         "properties": {"ok": {"type": "boolean"}, "n": {"type": "integer", "minimum": 3, "maximum": 9}},
         "required": ["ok", "n"],
     }
-    deltas = await answer(backend, held(ask("Anything.", response_format=ResponseFormat("json_schema", schema))))
+    deltas = await answer(
+        backend, held(ask("Anything.", Sampling(max_tokens=40), response_format=ResponseFormat("json_schema", schema)))
+    )
     value = json.loads(text_of(deltas))
     assert isinstance(value["ok"], bool)
     assert 3 <= value["n"] <= 9
