@@ -16,7 +16,7 @@ import msgspec
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 from smallfirst import __version__, models
 from smallfirst.assemble import open_configured_store
@@ -197,7 +197,7 @@ def records_list(
         if as_json:
             print_json(rows)
             return
-        table = Table("record", "when", "task", "decision", "reason", "model", "tokens", "s", "USD", "right")
+        table = Table(Column("record", min_width=36), "when", "task", "decision", "reason", "model", "tokens", "s", "USD", "right")
         for r in rows:
             when = time.strftime("%m-%d %H:%M:%S", time.localtime(r.created_at))
             usd = "?" if r.cost_usd is None else f"{r.cost_usd:.2g}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -104,9 +105,14 @@ class Running:
             yield cls(url, config, env, http)
 
     async def send(
-        self, method: str, path: str, data: bytes | None = None, headers: Mapping[str, str] | None = None
+        self,
+        method: str,
+        path: str,
+        data: bytes | AsyncIterator[bytes] | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> Answer:
-        async with self.http.request(method, path, data=data, headers=headers) as reply:
+        sent = io.BytesIO(data) if isinstance(data, bytes) else data
+        async with self.http.request(method, path, data=sent, headers=headers) as reply:
             headers = {name.lower(): value for name, value in reply.headers.items()}
             return Answer(reply.status, headers, await reply.read())
 

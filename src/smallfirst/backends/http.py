@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from io import BytesIO
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
@@ -35,6 +36,7 @@ _BASE_DELAY_S = 0.5  # of the first retry; doubles with each
 _LONGEST_DELAY_S = 8.0
 _LONGEST_WAIT_S = 20.0  # that an upstream may ask for
 _DRAIN_S = 1.0  # what an upstream gets to end a stream that is complete, so that its connection can be used again
+_LARGE = 2**20  # bytes of a body that is sent piece by piece, so that other calls go on meanwhile
 _QUOTE = 300  # characters of an unreadable answer that an error quotes
 _HOPELESS = (aiohttp.SocketTimeoutError, aiohttp.ClientSSLError)  # a slow server or a wrong certificate stays so
 _HINTS = {
@@ -203,7 +205,7 @@ class Upstream:
             response = await self._session.request(
                 "GET" if body is None else "POST",
                 self.base_url + path,
-                data=body,
+                data=BytesIO(body) if body and len(body) > _LARGE else body,
                 headers=headers,
                 timeout=timeout,
                 allow_redirects=False,

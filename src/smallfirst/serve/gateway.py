@@ -23,7 +23,7 @@ from smallfirst.errors import LimitError, RequestError, SmallfirstError, StoreEr
 from smallfirst.router import Candidate, identify, route
 from smallfirst.serve.access import Access, Admission, Caller
 from smallfirst.serve.cache import ResponseCache
-from smallfirst.serve.exchange import Exchange
+from smallfirst.serve.exchange import ClientGone, Exchange, printable
 from smallfirst.serve.shadow import Shadows
 from smallfirst.serve.telemetry import Telemetry
 from smallfirst.store import Store
@@ -81,7 +81,7 @@ class Gateway:
         stream = _Stream(exchange, call) if call.request.stream else None
         try:
             outcome = await self._outcome(call, exchange.headers, stream)
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, ClientGone):
             await asyncio.shield(self._record(call, _gone(call)))
             raise
         try:
@@ -256,4 +256,4 @@ def _headers(call: Call, outcome: Outcome | None) -> dict[str, str]:
 
 def _comment(headers: Mapping[str, str]) -> bytes:
     """The final headers as a comment of the event stream, which clients skip."""
-    return b": " + " ".join(f"{k}={v}" for k, v in headers.items()).encode("ascii", "replace") + b"\n\n"
+    return b": " + " ".join(f"{k}={printable(v)}" for k, v in headers.items()).encode("ascii") + b"\n\n"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import socket
 import time
 from collections.abc import AsyncIterator, Mapping
@@ -67,7 +68,13 @@ async def _serve(config: Config, env: Mapping[str, str]) -> None:
     async with open_gateway(config, env) as gateway:
         server = await _server(gateway)
         with _listener(config.server.host, config.server.port) as listener:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, _stopped)
             await server.serve(sockets=[listener])
+
+
+def _stopped(*_: object) -> None:
+    """uvicorn handles signals while it serves, and raises them again afterwards: then there is still all to close."""
 
 
 @asynccontextmanager
