@@ -68,8 +68,8 @@ class Exchange:
         """Send a complete answer."""
         raw = _encode({"content-type": media_type, "content-length": str(len(body)), **(headers or {})})
         self.started = True
-        await self._write({"type": "http.response.start", "status": status, "headers": raw})
-        await self._write({"type": "http.response.body", "body": body})
+        start = {"type": "http.response.start", "status": status, "headers": raw}
+        await self._write(start, {"type": "http.response.body", "body": body})
 
     async def start_stream(self, headers: Mapping[str, str]) -> None:
         """Begin a stream of server-sent events."""
@@ -80,10 +80,11 @@ class Exchange:
         """Send a piece of a stream. Raises ClientGone when the client does not take it in time."""
         await self._write({"type": "http.response.body", "body": data, "more_body": not last})
 
-    async def _write(self, message: Mapping[str, Any]) -> None:
+    async def _write(self, *messages: dict[str, Any]) -> None:
         try:
             async with asyncio.timeout(self._write_timeout):
-                await self._send(dict(message))
+                for message in messages:
+                    await self._send(message)
         except (TimeoutError, OSError):
             raise ClientGone from None
 
