@@ -17,7 +17,6 @@ from typer.testing import CliRunner
 from smallfirst import __version__
 from smallfirst.cli import app, main
 from smallfirst.config import parse
-from smallfirst.serve.gateway import new_id
 from smallfirst.store import open_store
 from smallfirst.types import Attempt, Choice, Completion, Origin, Record, Request, Usage
 
@@ -42,7 +41,7 @@ def records(config: str) -> list[str]:
         answered = Completion((Choice("hi"),), Usage(3, 1), "tiny")
         attempt = Attempt("m", "m", "tiny", "generate", "accept", "small_only", answered, small=True)
         return Record(
-            new_id(), 1_700_000_000.0, request, task, "small_only", (attempt,), 0, "accept", "small_only", 200, 0.1, "c"
+            f"0199-{task}", 1_700_000_000.0, request, task, "small_only", (attempt,), 0, "accept", "small_only", 200, 0.1, "c"
         )
 
     async def write() -> list[str]:

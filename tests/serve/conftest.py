@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import asyncio
 import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -11,6 +13,14 @@ sys.path.append(str(Path(__file__).parents[1] / "backends"))  # the loopback pro
 
 from recording import Loopback
 from running import Running, Start, says, started
+
+
+@pytest.fixture(autouse=True)
+def brisk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """uvicorn looks every 0.1 s whether to stop, and waits as long again; tests have no time for that."""
+    patient = asyncio.sleep
+    own = SimpleNamespace(**{**vars(asyncio), "sleep": lambda seconds: patient(seconds / 20)})
+    monkeypatch.setattr("uvicorn.server.asyncio", own)
 
 
 @pytest.fixture

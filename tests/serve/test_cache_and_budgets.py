@@ -6,8 +6,8 @@ import asyncio
 from collections import Counter
 
 import pytest
-from recording import Loopback, answer, hang
-from running import Start, cascade, says, whole
+from recording import Loopback, answer, events, hang, sse
+from running import CHAT, Start, cascade, chunks, question, says, until, whole
 
 CACHED = '[tasks.t]\nmode = "small_only"\ncache = {ttl_s = 60}'
 COLD = {"temperature": 0}
@@ -140,3 +140,19 @@ async def test_a_keys_budget_is_exact_under_load(start: Start, large: Loopback) 
         day = (await gateway.records())[0].created_at // 86_400 * 86_400
         assert await store.spent(row.id, day) == pytest.approx(spent)
     assert all(int(d.headers["retry-after"]) > 0 for d in done if d.status == 429)
+
+
+async def test_hanging_up_is_not_free(start: Start, large: Loopback) -> None:
+    """A client that goes away before the end is charged what its call may have cost, so that no budget is evaded."""
+    large.handlers = [sse(events(chunks("It is sunny")[:-1], done=False), then="hang")]
+    gateway = await start(cascade("observe", shadow=False))
+    key = await gateway.add_key(usd_per_day=1)
+    async with gateway.http.post(CHAT, json=question(stream=True), headers={"x-api-key": key}) as reply:
+        assert reply.status == 200
+        await reply.content.readany()
+        reply.close()
+    [record] = await gateway.records()
+    async with gateway.store() as store:
+        [row] = await store.list_keys()
+        spent = await until(lambda: store.spent(row.id, record.created_at // 86_400 * 86_400), bool)
+    assert 0.2 < spent < 0.21  # 1,024 tokens of answer at 200 USD a million

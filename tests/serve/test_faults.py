@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import sqlite3
 from contextlib import closing
 from functools import partial
@@ -12,7 +13,7 @@ from typing import Any
 import msgspec
 import pytest
 from recording import Handler, Loopback, answer, events, hang, page, slam, sse
-from running import CHAT, MESSAGES, RESPONSES, Running, Start, cascade, chunks, every, question, says
+from running import CHAT, MESSAGES, RESPONSES, Running, Start, cascade, chunks, every, question, says, until
 
 from smallfirst import assemble
 from smallfirst.store import open_store
@@ -106,13 +107,22 @@ async def test_a_client_that_does_not_read(start: Start, large: Loopback) -> Non
     gateway = await start("[server]\nwrite_timeout_s = 0.2")
     host, port = gateway.url.removeprefix("http://").split(":")
     body = msgspec.json.encode(question(stream=True))
-    _, writer = await asyncio.open_connection(host, int(port), limit=1024)
-    writer.write(f"POST {CHAT} HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(body)}\r\n\r\n".encode() + body)
-    [record] = await gateway.records()
-    assert record.status == 499
-    writer.close()
+    with socket.create_connection((host, int(port))) as client:
+        client.sendall(
+            f"POST {CHAT} HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(body)}\r\n\r\n".encode() + body
+        )
+        [record] = await gateway.records()
+        assert record.status == 499
+        await until(lambda: connected(client), lambda yes: not yes)
     large.handlers = [says("fine")]
     assert (await gateway.chat()).text == "fine"
+
+
+async def connected(client: socket.socket) -> bool:
+    """Whether the other end still has the connection of `client`; only Linux tells and ends it."""
+    local = Path("/proc/net/tcp")
+    mine = f":{client.getsockname()[1]:04X} 01 "
+    return local.exists() and mine in local.read_text()  # noqa: ASYNC240
 
 
 @pytest.fixture
