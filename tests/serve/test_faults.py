@@ -120,9 +120,9 @@ async def test_a_client_that_does_not_read(start: Start, large: Loopback) -> Non
 
 async def connected(client: socket.socket) -> bool:
     """Whether the other end still has the connection of `client`; only Linux tells and ends it."""
-    local = Path("/proc/net/tcp")
-    mine = f":{client.getsockname()[1]:04X} 01 "
-    return local.exists() and mine in local.read_text()  # noqa: ASYNC240
+    table = Path("/proc/net/tcp")
+    ends = f":{client.getpeername()[1]:04X} 0100007F:{client.getsockname()[1]:04X} 01 "
+    return table.exists() and ends in table.read_text()  # noqa: ASYNC240
 
 
 @pytest.fixture

@@ -132,7 +132,7 @@ class Gateway:
         if limit is None:
             yield
             return
-        most = total_usd(call.cascade.pricing.expected(s, call.request) for s in call.route.stages)
+        most = _most_usd(call)
         if most is None:
             hint = "Give models.NAME.price in smallfirst.toml."
             raise LimitError("The key has a budget in USD, and the price of a model is unknown.", hint=hint)
@@ -141,10 +141,12 @@ class Gateway:
         if held is None:
             message = f"The key's budget of {limit:g} USD a day does not allow this call (up to {most:.2g} USD)."
             raise LimitError(message, retry_after=day + DAY_S - call.created_at)
+        spent = most  # a call that is broken off may have cost as much
         try:
             yield
+            spent = allowance.spent_usd
         finally:
-            await asyncio.shield(self.store.settle(held, allowance.spent_usd))
+            await asyncio.shield(self.store.settle(held, spent))
 
     async def _record(self, call: Call, outcome: Outcome) -> Record:
         """Make the call durable, then count it. Raises StoreError: the call is then not acknowledged."""
@@ -231,6 +233,12 @@ def _origin(headers: Mapping[str, str], caller: Caller) -> Origin:
 
 def _forwarded(headers: Mapping[str, str]) -> dict[str, str]:
     return {name: headers[name] for name in FORWARDED if name in headers}
+
+
+def _most_usd(call: Call) -> float | None:
+    """What the call may cost with every stage asked and every repair made, in USD; None when a price is unknown."""
+    expected = [(call.cascade.pricing.expected(s, call.request), 1 + s.repairs) for s in call.route.stages]
+    return total_usd(None if usd is None else usd * times for usd, times in expected)
 
 
 def _gone(call: Call) -> Outcome:
