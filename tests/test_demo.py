@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import io
 import json
 import time
@@ -42,16 +41,11 @@ class Loopback:
         self.bodies: list[dict[str, Any]] = []
         self.tasks: list[str | None] = []
         self.feedback: list[dict[str, Any]] = []
-        self.running = self.most_running = 0
 
     async def chat(self, request: web.Request) -> web.Response:
         body = await request.json()
         self.bodies.append(body)
         self.tasks.append(request.headers.get("x-smallfirst-task"))
-        self.running += 1
-        self.most_running = max(self.most_running, self.running)
-        await asyncio.sleep(0.01)
-        self.running -= 1
         says = body["messages"][-1]["content"]
         if says == "drop":
             assert request.transport is not None
@@ -106,9 +100,14 @@ async def loopback() -> AsyncIterator[Loopback]:
     await runner.cleanup()
 
 
-async def ask(loopback: Loopback, *says: str, concurrency: int = 1) -> list[demo.Outcome]:
-    questions = [question(i, text) for i, text in enumerate(says)]
-    return await demo.run_questions(loopback.url, "key", questions, concurrency=concurrency, on_progress=lambda _: None)
+async def ask(loopback: Loopback, *asked: Question | str, seconds: float = 60) -> list[demo.Outcome]:
+    questions = [q if isinstance(q, Question) else question(i, q) for i, q in enumerate(asked)]
+    seen: list[demo.Outcome] = []
+    outcomes = await demo.run_questions(
+        loopback.url, "key", questions, seconds=seconds, tool_choice="required", on_progress=seen.append
+    )
+    assert outcomes == seen
+    return outcomes
 
 
 async def test_answers_are_scored_and_labelled(loopback: Loopback) -> None:
@@ -131,14 +130,14 @@ async def test_a_question_is_an_ordinary_request(loopback: Loopback) -> None:
     (body,) = loopback.bodies
     assert body["messages"] == [{"role": "user", "content": "Rome?"}]
     assert body["tools"] == bfcl.tools([FUNCTION])
-    assert (body["temperature"], body["max_tokens"]) == (0, demo.MAX_TOKENS)
+    assert (body["temperature"], body["max_tokens"], body["tool_choice"]) == (0, demo.MAX_TOKENS, "required")
     assert loopback.tasks == ["bfcl:live_simple"]
 
 
 async def test_a_question_without_functions_is_sent_without_tools(loopback: Loopback) -> None:
     """An empty list of tools, which OpenAI refuses, is left out."""
     bare = Question("q", "live_irrelevance", ({"role": "user", "content": "Rome?"},), ())
-    (outcome,) = await demo.run_questions(loopback.url, "key", [bare], concurrency=1, on_progress=lambda _: None)
+    (outcome,) = await ask(loopback, bare)
     assert "tools" not in loopback.bodies[0]
     assert not outcome.correct
 
@@ -154,16 +153,10 @@ async def test_failed_calls_are_outcomes_with_a_reason(loopback: Loopback) -> No
     assert [label["value"] for label in loopback.feedback] == [False, True]
 
 
-async def test_outcomes_keep_the_order_and_concurrency_is_bounded(loopback: Loopback) -> None:
-    """Outcomes come in the order of the questions, and no more run at once than asked."""
-    finished: list[str] = []
-    questions = [question(i, "Rome?") for i in range(8)]
-    outcomes = await demo.run_questions(
-        loopback.url, "key", questions, concurrency=3, on_progress=lambda o: finished.append(o.question.id)
-    )
-    assert [o.question.id for o in outcomes] == [q.id for q in questions]
-    assert sorted(finished) == [q.id for q in questions]
-    assert loopback.most_running == 3
+async def test_no_question_begins_after_the_time_is_up(loopback: Loopback) -> None:
+    """What was not begun in time is not asked, and is no outcome."""
+    assert await ask(loopback, "Rome?", "Rome?", seconds=0) == []
+    assert loopback.bodies == []
 
 
 @pytest.fixture
@@ -178,7 +171,7 @@ async def run(
 ) -> tuple[report.Report, str]:
     """The report of a whole demo over these questions, and what it printed."""
     monkeypatch.setattr(bfcl, "fetch", lambda _progress: Path("unused"))
-    monkeypatch.setattr(bfcl, "load", lambda _wheel: tuple(questions))
+    monkeypatch.setattr(bfcl, "load", lambda _wheel, _categories: tuple(questions))
     printed = io.StringIO()
     console = Console(file=printed, width=100)
     result = await demo.run(store, loopback.url, "key", console, where="records.db", as_json=as_json)

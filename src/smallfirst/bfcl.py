@@ -35,6 +35,8 @@ STRATA = (
 )
 """The kinds of question that the demo draws from in equal numbers: one call of one function, of one among several,
 several calls, and no call because no function fits."""
+LIVE = tuple(chain(*STRATA))
+WANTING_CALLS = tuple(chain(*STRATA[:-1]))
 
 _JSON_TYPES = {"dict": "object", "float": "number", "tuple": "array"}
 _PYTHON_TYPES: Mapping[str, type] = {
@@ -95,7 +97,7 @@ def fetch(progress: Progress | None = None) -> Path:
     return kept
 
 
-def load(wheel: Path, categories: Iterable[str] = tuple(chain(*STRATA))) -> tuple[Question, ...]:
+def load(wheel: Path, categories: Iterable[str] = LIVE) -> tuple[Question, ...]:
     """The single-turn questions of `categories`, in the order of the files.
 
     Raises ModelFileError when the file is not the wheel or has no such category.

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable
 from enum import StrEnum
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any
@@ -42,6 +43,13 @@ class RoleName(StrEnum):
     viewer = "viewer"
     operator = "operator"
     admin = "admin"
+
+
+class ToolChoiceName(StrEnum):
+    """What the demo asks for."""
+
+    auto = "auto"
+    required = "required"
 
 
 ConfigOption = Annotated[
@@ -117,7 +125,11 @@ def serve(
 
 @app.command(epilog="Example: smallfirst demo --calls 60")
 def demo(
-    calls: Annotated[int, typer.Option(min=4, help="Questions to ask.")] = 60,
+    calls: Annotated[int, typer.Option(min=4, help="Questions to ask at most.")] = 60,
+    seconds: Annotated[float, typer.Option(min=1, help="Begin no question after so many seconds.")] = 150,
+    tool_choice: Annotated[
+        ToolChoiceName, typer.Option(help="required: questions that want a call; auto: also some that want none.")
+    ] = ToolChoiceName.required,
     store: Annotated[Path, typer.Option(help="SQLite file that keeps the records.")] = Path("demo.db"),
     seed: Annotated[int, typer.Option(help="Which questions are drawn.")] = 0,
     as_json: JsonOption = False,
@@ -136,17 +148,8 @@ def demo(
             db = await open_configured_store(settings, {})
             try:
                 opened_by = f"--store {store}"
-                await job.run(
-                    db,
-                    f"{url}/v1",
-                    "unused",
-                    out,
-                    where=str(store),
-                    opened_by=opened_by,
-                    n=calls,
-                    seed=seed,
-                    as_json=as_json,
-                )
+                ask = partial(job.run, db, f"{url}/v1", "unused", out, where=str(store), opened_by=opened_by)
+                await ask(n=calls, seconds=seconds, seed=seed, tool_choice=tool_choice.value, as_json=as_json)
             finally:
                 await db.close()
 
@@ -197,7 +200,9 @@ def records_list(
         if as_json:
             print_json(rows)
             return
-        table = Table(Column("record", min_width=36), "when", "task", "decision", "reason", "model", "tokens", "s", "USD", "right")
+        table = Table(
+            Column("record", min_width=36), "when", "task", "decision", "reason", "model", "tokens", "s", "USD", "right"
+        )
         for r in rows:
             when = time.strftime("%m-%d %H:%M:%S", time.localtime(r.created_at))
             usd = "?" if r.cost_usd is None else f"{r.cost_usd:.2g}"

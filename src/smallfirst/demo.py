@@ -11,7 +11,8 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
 from rich.markup import escape
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from openai import AsyncOpenAI
     from openai.types.chat import ChatCompletion
 
+ToolChoiceMode = Literal["auto", "required"]
 LABEL = "bfcl gold"
 TIMEOUT_S = 120.0
 MAX_TOKENS = 256
@@ -77,11 +79,15 @@ async def run(
     where: str,
     opened_by: str = "",
     n: int = 60,
+    seconds: float = 150,
     seed: int = 0,
-    concurrency: int = 1,
+    tool_choice: ToolChoiceMode = "required",
     as_json: bool = False,
 ) -> Report:
-    """Asks `n` questions of the gateway at `base_url` (up to and with /v1) and prints what came of them.
+    """Asks `n` questions of the gateway at `base_url` (up to and with /v1), or as many as `seconds` allow, and prints
+    what came of them.
+
+    With `tool_choice` "required" only questions that want a call are drawn; "auto" adds those that no function fits.
 
     `store` is the one that the gateway records in, `where` says in words where that is, and `opened_by` gives the
     options by which other commands open it ("--config demo.toml", say). With `as_json` the only output is one JSON
@@ -91,17 +97,17 @@ async def run(
     quiet = Console(stderr=True) if as_json else console
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, TimeElapsedColumn(), console=quiet, transient=True) as progress:
-        questions = await asyncio.to_thread(_questions, progress, n, seed)
+        questions = await asyncio.to_thread(_questions, progress, n, seed, tool_choice)
         bar = progress.add_task("asking", total=len(questions))
         right = 0
 
         def on_progress(outcome: Outcome) -> None:
             nonlocal right
             right += outcome.correct
-            progress.update(bar, advance=1, description=f"asking, {right} right")
+            progress.update(bar, advance=1, description=f"asking for {seconds:g} s at most, {right} right")
 
-        since = time.time()
-        outcomes = await run_questions(base_url, api_key, questions, concurrency=concurrency, on_progress=on_progress)
+        since, ask = time.time(), partial(run_questions, base_url, api_key, questions, tool_choice=tool_choice)
+        outcomes = await ask(seconds=seconds, on_progress=on_progress)
     result = report.summarise(await _calls(store, outcomes, since), label=LABEL)
     if as_json:
         console.print_json(json.dumps({"rows": report.to_rows(result), "failures": _failures(outcomes)}))
@@ -115,10 +121,11 @@ async def run_questions(
     api_key: str,
     questions: Sequence[Question],
     *,
-    concurrency: int,
+    seconds: float,
+    tool_choice: ToolChoiceMode,
     on_progress: Callable[[Outcome], None],
 ) -> list[Outcome]:
-    """Asks all `questions`, at most `concurrency` at a time, and posts each verdict as feedback; outcomes in order.
+    """Asks `questions` one after the other, begins none after `seconds`, and posts each verdict as feedback.
 
     A call that fails is an outcome with `failure`. Raises ConfigError when the `openai` package is not installed.
     """
@@ -129,20 +136,18 @@ async def run_questions(
             "The demo calls the gateway through the official openai client, which is not installed.",
             hint="Run `pip install 'smallfirst[demo]'`.",
         ) from error
-    free = asyncio.Semaphore(concurrency)
+    outcomes: list[Outcome] = []
+    until = time.monotonic() + seconds
     async with AsyncOpenAI(base_url=base_url, api_key=api_key, max_retries=0, timeout=TIMEOUT_S) as client:
-
-        async def answer(question: Question) -> Outcome:
-            async with free:
-                outcome = await _ask(client, question)
-                if outcome.record_id is not None:
-                    await _label(client, outcome.record_id, outcome.correct)
+        for question in questions:
+            if time.monotonic() >= until:
+                break
+            outcome = await _ask(client, question, tool_choice)
+            if outcome.record_id is not None:
+                await _label(client, outcome.record_id, outcome.correct)
+            outcomes.append(outcome)
             on_progress(outcome)
-            return outcome
-
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(answer(question)) for question in questions]
-    return [task.result() for task in tasks]
+    return outcomes
 
 
 def task_name(category: str) -> str:
@@ -150,7 +155,7 @@ def task_name(category: str) -> str:
     return f"bfcl:{category}"
 
 
-async def _ask(client: AsyncOpenAI, question: Question) -> Outcome:
+async def _ask(client: AsyncOpenAI, question: Question, tool_choice: ToolChoiceMode) -> Outcome:
     import openai
 
     messages: Any = question.messages
@@ -164,6 +169,7 @@ async def _ask(client: AsyncOpenAI, question: Question) -> Outcome:
             model="auto",
             messages=messages,
             tools=tools,
+            tool_choice=tool_choice if question.functions else openai.omit,
             temperature=0,
             max_tokens=MAX_TOKENS,
             extra_headers={"x-smallfirst-task": task_name(question.category)},
@@ -189,13 +195,14 @@ async def _label(client: AsyncOpenAI, record_id: str, correct: bool) -> None:
     await client.post("/feedback", cast_to=object, body=verdict)
 
 
-def _questions(progress: Progress, n: int, seed: int) -> tuple[Question, ...]:
+def _questions(progress: Progress, n: int, seed: int, tool_choice: ToolChoiceMode) -> tuple[Question, ...]:
     fetching = progress.add_task("fetching the questions", total=None)
 
     def downloaded(_: str, done: int, total: int) -> None:
         progress.update(fetching, completed=done, total=total or None)
 
-    questions = bfcl.sample(bfcl.load(bfcl.fetch(downloaded)), n, seed)
+    categories = bfcl.WANTING_CALLS if tool_choice == "required" else bfcl.LIVE
+    questions = bfcl.sample(bfcl.load(bfcl.fetch(downloaded), categories), n, seed)
     progress.remove_task(fetching)
     return questions
 
