@@ -24,7 +24,8 @@ import sqlite3
 import subprocess
 import tempfile
 from collections import defaultdict
-from contextlib import ExitStack, closing
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -137,8 +138,9 @@ class Bench:
             gateways.install(arm)
             site = Site(place, gateways.free_port(), self._large.port, self._small.port)
             lane = Lane(arm, self._server(arm, site), self._load, place / "records.db")
-            for stream in (False, True):
-                lane.run(stream=stream, concurrency=8, calls=200, seconds=5)
+            with self._counted(lane):
+                for stream in (False, True):
+                    lane.run(stream=stream, concurrency=8, calls=200, seconds=5)
             self.lanes[arm.name] = lane
         except NotRunning as reason:
             self.skipped[arm.name] = str(reason)
@@ -150,16 +152,18 @@ class Bench:
 
     def round(self, lane: Lane, concurrency: int, calls: int, seconds: float) -> None:
         """A round of one arm; an arm that fails is left out from then on."""
-        before = self._upstream_calls()
         try:
-            lane.round(concurrency, calls, seconds)
+            with self._counted(lane):
+                lane.round(concurrency, calls, seconds)
         except NotRunning as reason:
             self.skipped[lane.arm.name] = str(reason)
             del self.lanes[lane.arm.name]
-        lane.upstream_calls += self._upstream_calls() - before
 
-    def _upstream_calls(self) -> int:
-        return gateways.calls(self._large) + gateways.calls(self._small)
+    @contextmanager
+    def _counted(self, lane: Lane) -> Iterator[None]:
+        before = gateways.calls(self._large) + gateways.calls(self._small)
+        yield
+        lane.upstream_calls += gateways.calls(self._large) + gateways.calls(self._small) - before
 
 
 def measure(bench: Bench, arguments: argparse.Namespace, progress: Progress) -> None:

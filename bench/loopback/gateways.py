@@ -44,7 +44,7 @@ class Site:
 
 @dataclass(frozen=True)
 class Arm:
-    """One row's server. `does` says what it does for each call; `asks` tells which upstreams it is configured with."""
+    """One row's server. `does` says what it does for each call; `requirement` is what pip installs for a rival."""
 
     name: str
     does: str
@@ -97,7 +97,10 @@ def _small_first(site: Site) -> str:
 def _litellm(site: Site) -> list[str]:
     url = f"http://127.0.0.1:{site.large}/v1"
     model = {"model": f"openai/{wire.LARGE}", "api_base": url, "api_key": "none"}
-    config = {"model_list": [{"model_name": wire.LARGE, "litellm_params": model}]}
+    config = {
+        "model_list": [{"model_name": wire.LARGE, "litellm_params": model}],
+        "general_settings": {"dangerously_permit_weak_or_unset_master_key": True},  # no key, as everywhere here
+    }
     file = site.directory / "litellm.yaml"
     file.write_text(json.dumps(config))  # JSON is YAML
     program = ENVIRONMENTS / "litellm" / "bin" / "litellm"
@@ -105,15 +108,9 @@ def _litellm(site: Site) -> list[str]:
 
 
 def _cascadeflow(site: Site) -> list[str]:
-    sides = ((wire.SMALL, site.small, 0.0001), (wire.LARGE, site.large, 0.002))
-    models = [
-        {"name": name, "provider": "vllm", "cost": cost, "base_url": f"http://127.0.0.1:{port}/v1"}
-        for name, port, cost in sides
-    ]
-    file = site.directory / "cascadeflow.json"
-    file.write_text(json.dumps({"models": models}))
-    program = ENVIRONMENTS / "cascadeflow" / "bin" / "cascadeflow-gateway"
-    return [str(program), "--mode", "agent", "--config", str(file), "--port", str(site.port)]
+    program = str(ENVIRONMENTS / "cascadeflow" / "bin" / "python")
+    sides = [str(site.small), wire.SMALL, str(site.large), wire.LARGE]
+    return [program, "-m", "loopback.cascadeflow_gateway", str(site.port), *sides]
 
 
 ARMS = (
@@ -141,7 +138,7 @@ ARMS = (
     ),
     Arm(
         "cascadeflow",
-        "cascadeflow-gateway with a small and a large model, as its defaults route them: records nothing",
+        "its gateway, small-first by its defaults: records nothing; a stream's first event is empty and sent at once",
         _cascadeflow,
         "/health",
         "cascadeflow==1.2.0",

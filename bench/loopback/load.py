@@ -48,14 +48,21 @@ class Result:
 
 
 class Client(asyncio.Protocol):
-    """One connection, one call at a time."""
+    """One connection, one call at a time. A server that ends an answer by closing leaves it `lost`."""
+
+    lost = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self._transport = transport
         self._done: asyncio.Future[float] | None = None
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if self._done is not None and not self._done.done():
+        self.lost = True
+        if self._done is None or self._done.done():
+            return
+        if exc is None and self._body:
+            self._done.set_result(time.perf_counter())
+        else:
             self._done.set_exception(ConnectionError(f"connection lost: {exc}"))
 
     async def call(self, data: bytes) -> tuple[float, float, int, bytes]:
@@ -98,36 +105,39 @@ class _Run:
 
     async def run(self) -> Result:
         """All connections are opened and warm before the clock starts."""
-        loop = asyncio.get_running_loop()
-        clients = []
-        for _ in range(self.wanted.concurrency):
-            _, client = await loop.create_connection(Client, "127.0.0.1", self.wanted.port)
-            clients.append(client)
+        places = range(self.wanted.concurrency)
+        self._clients = [await self._connected() for _ in places]
         try:
-            await asyncio.gather(*(self._warm(client) for client in clients))
+            await asyncio.gather(*(self._warm(place) for place in places))
             start = time.perf_counter()
             self._left, self._end = self.wanted.calls, start + self.wanted.seconds
-            await asyncio.gather(*(self._repeat(client) for client in clients))
+            await asyncio.gather(*(self._repeat(place) for place in places))
             self.result.seconds = time.perf_counter() - start
         finally:
-            for client in clients:
+            for client in self._clients:
                 client.close()
         return self.result
 
-    async def _warm(self, client: Client) -> None:
-        for _ in range(self.wanted.warm):
-            await self._call(client)
+    async def _connected(self) -> Client:
+        _, client = await asyncio.get_running_loop().create_connection(Client, "127.0.0.1", self.wanted.port)
+        return client
 
-    async def _repeat(self, client: Client) -> None:
+    async def _warm(self, place: int) -> None:
+        for _ in range(self.wanted.warm):
+            await self._call(place)
+
+    async def _repeat(self, place: int) -> None:
         while self._left > 0 and time.perf_counter() < self._end:
             self._left -= 1
-            first, last = await self._call(client)
+            first, last = await self._call(place)
             self.result.first_ms.append(first * 1000)
             self.result.last_ms.append(last * 1000)
 
-    async def _call(self, client: Client) -> tuple[float, float]:
+    async def _call(self, place: int) -> tuple[float, float]:
+        if self._clients[place].lost:
+            self._clients[place] = await self._connected()
         number = b"%0*d" % (len(wire.PLACE), next(_numbers))
-        first, last, status, body = await client.call(self._before + number + self._after)
+        first, last, status, body = await self._clients[place].call(self._before + number + self._after)
         if status != 200 or wire.EXPECTED.encode() not in body:
             raise ConnectionError(f"status {status}: {body[:400]!r}")
         self.result.answered += 1
