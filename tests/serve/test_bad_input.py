@@ -382,7 +382,7 @@ async def test_random_objects_never_break_the_gateway(start: Start, path: str) -
     gateway = await start(cascade("small_only"))
     loop = asyncio.get_running_loop()
 
-    @settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
     @given(BODY)
     def posted(body: dict[str, Any]) -> None:
         done = asyncio.run_coroutine_threadsafe(gateway.post(path, body), loop).result(10)
