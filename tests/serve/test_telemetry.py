@@ -80,7 +80,7 @@ async def test_spans_say_which_model_what_tokens_and_why(
     call = next(s for s in collector.spans if not s["parent"])
     attempts = [s for s in collector.spans if s["parent"] == call["id"]]
     assert call["smallfirst.record"] == answered.said("record")
-    assert call["gen_ai.response.model"] == "tiny"
+    assert call["gen_ai.response.model"] == "big-2026"
     assert [a["gen_ai.usage.input_tokens"] for a in attempts] == [10]
     assert b"Ermintrude" not in collector.raw
 

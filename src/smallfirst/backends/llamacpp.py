@@ -139,7 +139,7 @@ class LlamaCppBackend:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-        yield Delta(usage=_total(usages), model=self.name)
+        yield Delta(usage=_total(usages), model=request.model)
 
     async def _run(
         self,
@@ -174,7 +174,7 @@ class LlamaCppBackend:
                         tokens = reader.read(event)
                         text = parser.feed("".join(t.token for t in tokens))
                         if text or tokens:
-                            yield Delta(choice=choice, text=text, logprobs=tokens, model=self.name)
+                            yield Delta(choice=choice, text=text, logprobs=tokens, model=request.model)
         if not event.stop:
             raise BackendUnavailable("The embedded engine broke off in the middle of an answer.")
         rest = parser.finish()
@@ -184,7 +184,7 @@ class LlamaCppBackend:
         )
         reason: FinishReason = "length" if event.stop_type == "limit" else "tool_calls" if calls else "stop"
         yield Delta(
-            choice, text=rest.text, reasoning=rest.reasoning, tool_calls=calls, finish_reason=reason, model=self.name
+            choice, text=rest.text, reasoning=rest.reasoning, tool_calls=calls, finish_reason=reason, model=request.model
         )
         yield Usage(
             input_tokens=event.tokens_evaluated,

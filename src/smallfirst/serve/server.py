@@ -55,7 +55,7 @@ async def open_gateway(config: Config, env: Mapping[str, str]) -> AsyncIterator[
         finally:
             pruning.cancel()
             await shadows.close()
-            telemetry.close()
+            await asyncio.to_thread(telemetry.close)  # it waits for the collector
 
 
 def run(config: Config) -> None:

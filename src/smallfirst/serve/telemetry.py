@@ -41,7 +41,7 @@ class Telemetry:
         self._attempts = self._counter("attempts", "Attempts", "stage", "kind", "decision", "reason")
         self._tokens = self._counter("tokens", "Tokens", "stage", "direction")
         self._cost = self._counter("cost_usd", "Cost in USD, local machine time priced", "stage")
-        self._unpriced = self._counter("unpriced_attempts", "Attempts whose price is unknown", "model")
+        self._unpriced = self._counter("unpriced_attempts", "Attempts whose price is unknown", "stage")
         self._dropped = self._counter("shadow_dropped", "Shadow attempts given up because too many waited")
         self._refused = self._counter("refused", "Calls refused before a model was asked", "code")
         self._seconds = self._histogram("call_seconds", "Seconds from arrival to durable record", "decision")
@@ -79,7 +79,7 @@ class Telemetry:
         self._attempts.labels(attempt.stage, attempt.kind, attempt.decision, attempt.reason).inc()
         self._stage_seconds.labels(attempt.stage).observe(attempt.seconds)
         if attempt.cost_usd is None:
-            self._unpriced.labels(attempt.model).inc()
+            self._unpriced.labels(attempt.stage).inc()
         else:
             self._cost.labels(attempt.stage).inc(attempt.cost_usd)
         if attempt.completion is not None and attempt.kind != "cache":
