@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from recording import Loopback, answer, hang, page
-from running import CHAT, MESSAGES, PROVIDER_KEY, RESPONSES, Running, Start, every, says, until
+from running import CHAT, MESSAGES, PROVIDER_KEY, RESPONSES, Running, Start, every, question, says, until
 
 from smallfirst.config import parse
 from smallfirst.errors import ConfigError
@@ -151,6 +151,15 @@ async def test_foreign_host_names_are_refused(gateway: Running, host: str) -> No
     assert refused.status == 400
     assert refused.body["error"]["type"] == "invalid_request_error"
     assert (await gateway.send("GET", "/healthz", headers={"host": "localhost"})).status == 200
+
+
+@pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://localhost.evil.example"])
+async def test_foreign_pages_are_refused(gateway: Running, large: Loopback, origin: str) -> None:
+    """A page of another host that calls a keyless gateway from a browser of this machine spends and labels nothing."""
+    for path in (CHAT, "/v1/feedback"):
+        assert (await gateway.post(path, question(), origin=origin)).status == 400
+    assert large.seen == []
+    assert (await gateway.chat(origin="http://localhost:3000")).status == 200
 
 
 async def test_a_public_bind_needs_a_key(tmp_path: Path) -> None:

@@ -28,7 +28,8 @@ from smallfirst.wire import WIRES
 Handler = Callable[[Gateway, Exchange], Awaitable[None]]
 log = structlog.get_logger("smallfirst")
 CREATED = int(time.time())
-_OWN_NAME = re.compile(r"(localhost|127\.0\.0\.1|\[::1\])(:\d+)?", re.IGNORECASE)
+_NAMING = frozenset({b"host", b"origin"})
+_OWN_NAME = re.compile(rb"(https?://)?(localhost|127\.0\.0\.1|\[::1\])(:\d+)?", re.IGNORECASE)
 _KEPT_HEADERS = frozenset({"content-type", "retry-after", "x-request-id"})
 
 
@@ -41,8 +42,8 @@ class _Embeddings(msgspec.Struct):
 def create_app(gateway: Gateway, *, keyless: bool) -> Starlette:
     """The ASGI application of a running gateway.
 
-    `keyless` restricts the Host header to this machine's names, so that a web page cannot reach a gateway that asks
-    for no key through a name of its own (DNS rebinding).
+    `keyless` restricts the Host and Origin headers to this machine's names, so that no web page can use a gateway that
+    asks for no key: neither by a name of its own (DNS rebinding) nor from the browser of someone who visits it.
     """
 
     def endpoint(path: str, method: str, wire: Wire, handler: Handler) -> BaseRoute:
@@ -189,17 +190,18 @@ def _plain(err: SmallfirstError, status: int, headers: Mapping[str, str] | None 
 
 
 class _OwnNames:
-    """Refuses calls whose Host header is not a name of this machine."""
+    """Refuses calls that name another host, or that a page of another host makes in a browser of this machine."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        given = next((value for name, value in scope["headers"] if name == b"host"), b"").decode("latin-1")
         app = self._app
-        if not _OWN_NAME.fullmatch(given):
-            hint = "A gateway without API keys answers to localhost only; `smallfirst keys add` lifts that."
-            app = _plain(RequestError(f"The Host header is {given!r}.", hint=hint), RequestError.status)
+        for name, value in scope["headers"]:
+            if name in _NAMING and not _OWN_NAME.fullmatch(value):
+                what = f"The {name.decode().title()} header is {value.decode('latin-1')!r}."
+                hint = "A gateway without API keys answers to localhost only; `smallfirst keys add` and a restart lift that."
+                app = _plain(RequestError(what, hint=hint), RequestError.status)
         await app(scope, receive, send)
 
 
