@@ -47,7 +47,7 @@ class SchemaCache(Generic[_T]):
         self._entries: OrderedDict[bytes, _T] = OrderedDict()
 
     def __call__(self, schema: Json) -> _T:
-        key = hashlib.blake2b(canonical_json(schema).encode(), digest_size=16).digest()
+        key = hashlib.blake2b(msgspec.json.encode(schema, order="sorted"), digest_size=16).digest()
         entry = self._entries.pop(key, None)
         if entry is None:
             entry = self._build(schema)

@@ -16,12 +16,12 @@ from itertools import islice
 from typing import Any
 
 import jsonschema_rs
+import msgspec
 
 from smallfirst.errors import ConfigError, RequestError, TooLargeError
 from smallfirst.schemas import (
     PATTERN_OPTIONS,
     JsonTextError,
-    canonical_json,
     check_schema,
     compiled,
     elide,
@@ -50,7 +50,7 @@ def check_schemas(request: Request) -> None:
     for index, tool in enumerate(request.tools):
         param = f"tools[{index}].function.parameters"
         check_schema(tool.parameters, param=param)
-        total += len(canonical_json(tool.parameters))
+        total += len(msgspec.json.encode(tool.parameters))
         kind = tool.parameters.get("type", "object")
         if kind != "object" and "object" not in kind:
             raise RequestError(

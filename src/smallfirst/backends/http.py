@@ -127,11 +127,16 @@ class Upstream:
         timeout_s: float | None = None,
     ) -> dict[str, Any]:
         """POST `body` (or GET when it is None) and return the JSON object that answers."""
-        async with self._reply(path, body, headers, timeout_s, stream=False) as reply:
+        # not `_reply`: a context manager for each call of the hot path costs 20 us
+        response = await self._open(path, body, headers, timeout_s or self._timeouts.total, stream=False)
+        reply = Reply(self, response, self._max_bytes)
+        try:
             data = await reply.all()
-            if reply.status >= 300:
-                raise self._refusal(reply, data)
-            return self._object(reply, data)
+        finally:
+            response.close()
+        if reply.status >= 300:
+            raise self._refusal(reply, data)
+        return self._object(reply, data)
 
     async def raw(
         self, path: str, body: bytes, *, headers: Mapping[str, str] = _NO_HEADERS, timeout_s: float | None = None
