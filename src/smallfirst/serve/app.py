@@ -200,7 +200,7 @@ class _OwnNames:
         for name, value in scope["headers"]:
             if name in _NAMING and not _OWN_NAME.fullmatch(value):
                 what = f"The {name.decode().title()} header is {value.decode('latin-1')!r}."
-                hint = "A gateway without API keys answers to localhost only; `smallfirst keys add` and a restart lift that."
+                hint = "Without API keys only localhost is served; `smallfirst keys add` and a restart lift that."
                 app = _plain(RequestError(what, hint=hint), RequestError.status)
         await app(scope, receive, send)
 
