@@ -198,8 +198,8 @@ async def test_names_of_users_may_be_anything(gateway: Running) -> None:
 
 @pytest.mark.parametrize("stream", [True, False])
 async def test_model_names_that_inject_headers(gateway: Running, large: Loopback, stream: bool) -> None:
-    """A model's name with a line break or foreign letters does no harm, whether client or provider gives it."""
-    evil = "gpt-\r\nx-evil: 1\n\ndata: evil \u00df\u4e2d"
+    """A model's name with a line break, foreign letters or no end does no harm, whether client or provider gives it."""
+    evil = "gpt-\r\nx-evil: 1\n\ndata: evil \u00df\u4e2d" + "x" * 100_000
     one = sse(events(chunks("x", model=evil))) if stream else answer(whole("x", model=evil))
     large.handlers = [one, says("x")]
     for model in ("auto", evil):

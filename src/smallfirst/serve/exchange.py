@@ -17,6 +17,7 @@ from smallfirst.errors import SlowClientError, TooLargeError
 
 JSON_TYPE = "application/json"
 STREAM = {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache", "x-accel-buffering": "no"}
+_LONGEST = 256  # characters of a header's value
 _UNPRINTABLE = re.compile(r"[^\x20-\x7e]")
 
 
@@ -111,8 +112,9 @@ def _too_large(size: int, limit: int) -> TooLargeError:
 
 
 def printable(value: str) -> str:
-    """`value` as it may stand in a header: nothing in it can end the line or smuggle in another header."""
-    return _UNPRINTABLE.sub("?", value)
+    """`value` as it may stand in a header: nothing in it can end the line or smuggle in another header, and no client
+    refuses it for its length."""
+    return _UNPRINTABLE.sub("?", value[:_LONGEST])
 
 
 def _encode(headers: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
