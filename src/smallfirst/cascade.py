@@ -147,7 +147,8 @@ class Cascade:
         """Generate once, check, and decide."""
         started = self.clock()
         timeout = allowance.left_s(started, stage.timeout_s)
-        run = _Generation(stage, replace(asked, timeout_s=timeout), sink, self.clock)
+        guard = StreamGuard(asked) if sink is not None and not _observed(route, stage) else None
+        run = _Generation(stage, replace(asked, timeout_s=timeout), sink, guard, self.clock)
         completion, error = await run.finish(timeout)
         priced, free = self.pricing.cost(stage, run.answer.usage)
         allowance.spend(priced or 0.0)
@@ -182,10 +183,12 @@ class Cascade:
 class _Generation:
     """One pass over a backend's deltas: accumulate, guard, hand on."""
 
-    def __init__(self, stage: Stage, asked: Request, sink: Sink | None, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, stage: Stage, asked: Request, sink: Sink | None, guard: StreamGuard | None, clock: Callable[[], float]
+    ) -> None:
         self.answer = Accumulator()
         self.first_token_s: float | None = None
-        self._stage, self._asked, self._sink, self._clock = stage, asked, sink, clock
+        self._stage, self._asked, self._sink, self._guard, self._clock = stage, asked, sink, guard, clock
 
     async def finish(self, timeout_s: float) -> tuple[Completion | None, BackendError | None]:
         """Read to the end, at most `timeout_s` seconds: the completion, or the error that ended it."""
@@ -200,12 +203,11 @@ class _Generation:
 
     async def _read(self) -> None:
         started = self._clock()
-        guard = StreamGuard(self._asked) if self._sink else None
         async with aclosing(cast(Any, self._stage.backend.generate(self._asked))) as deltas:
             async for delta in deltas:
                 if self.first_token_s is None:
                     self.first_token_s = self._clock() - started
-                if guard and (violation := guard.feed(delta)):
+                if self._guard and (violation := self._guard.feed(delta)):
                     raise _Aborted(f"Stopped: the answer breaks the request's schema: {violation.message}")
                 self.answer.feed(delta)
                 if self._sink:
@@ -216,6 +218,11 @@ class _Aborted(BackendError):
     """A streamed answer was stopped at the first byte that no valid completion can contain."""
 
     code = "invalid_answer"
+
+
+def _observed(route: Route, stage: Stage) -> bool:
+    """Whether the gateway only looks on: the large model's answer is then served whatever it is."""
+    return route.mode == "observe" and not stage.small
 
 
 def _decide(
@@ -235,7 +242,7 @@ def _decide(
     otherwise: Decision = "abstain" if last else "escalate"
     if error is not None or completion is None:
         return otherwise, f"error:{error.code if error else 'empty'}"
-    if last and not stage.small and route.mode == "observe":
+    if _observed(route, stage):
         return "accept", route.reason
     truncated = any(v.code == "truncated" for v in verdict.violations)
     if last and truncated and (asked.sampling.max_tokens is not None or not stage.small):

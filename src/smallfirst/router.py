@@ -104,7 +104,7 @@ def _plan(
         return Route(task, "enforce", small + large, calibrator=calibrator, reason="calibrated")
     if policy.accept_uncalibrated:
         return Route(task, "enforce", small + large, reason="validity_only")
-    return Route(task, "enforce", large, shadow=shadow, reason="uncalibrated")
+    return Route(task, "observe", large, shadow=shadow, reason="uncalibrated")
 
 
 def _asked(model: str, candidates: Sequence[Candidate]) -> list[Stage]:

@@ -1,16 +1,12 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-
-sys.path.append(str(Path(__file__).parents[1] / "backends"))  # the loopback provider lives there
-
 from recording import Loopback
 from running import Running, Start, says, started
 

@@ -139,13 +139,24 @@ async def test_no_large_model(start: Start, small: Loopback) -> None:
 async def test_a_stream_that_breaks_the_schema_is_stopped(start: Start, large: Loopback) -> None:
     """A final stage's stream ends with an error event at the first piece that no valid answer can contain."""
     large.handlers = [sse(events(chunks('{"city": 12345, "more": 1}')), then="end")]
-    gateway = await start(cascade("enforce"))
+    gateway = await start('[cascade]\nstages = ["large"]')
     done = await gateway.chat({**FORMAT, "stream": True})
     assert done.status == 200
     assert done.events[-1]["error"]["code"] == "invalid_answer"
     assert b"12345" not in done.raw
     record = await gateway.record(done)
     assert (record.served, record.decision, record.reason) == (None, "abstain", "error:invalid_answer")
+
+
+async def test_an_observed_large_model_is_changed_in_nothing(start: Start, large: Loopback) -> None:
+    """Until a task is calibrated even an answer that breaks the schema is served and streamed as it is."""
+    gateway = await start(cascade("enforce"))
+    large.handlers = [answer(whole('{"city": 12345}')), sse(events(chunks('{"city": 12345}')), then="end")]
+    plain = await gateway.chat(FORMAT)
+    streamed = await gateway.chat({**FORMAT, "stream": True})
+    assert (plain.text, plain.said("reason")) == ('{"city": 12345}', "uncalibrated")
+    assert b"error" not in streamed.raw
+    assert "".join(e["choices"][0]["delta"].get("content") or "" for e in streamed.events) == '{"city": 12345}'
 
 
 async def test_a_truncated_answer_of_the_last_model_is_served(start: Start, large: Loopback) -> None:

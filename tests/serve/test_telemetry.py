@@ -57,7 +57,7 @@ async def test_metrics_count_calls_tokens_and_cost(start: Start) -> None:
     gateway = await start()
     await gateway.chat({"messages": [{"role": "user", "content": SECRET}]})
     text = (await gateway.get("/metrics")).raw.decode()
-    assert 'smallfirst_calls_total{decision="escalate",mode="enforce",status="200",wire="chat"} 1.0' in text
+    assert 'smallfirst_calls_total{decision="escalate",mode="observe",status="200",wire="chat"} 1.0' in text
     assert 'smallfirst_tokens_total{direction="input",stage="large"} 10.0' in text
     assert 'smallfirst_cost_usd_total{stage="large"} 0.002' in text
     assert "Ermintrude" not in text
