@@ -151,12 +151,12 @@ async def test_a_stream_that_breaks_the_schema_is_stopped(start: Start, large: L
 async def test_an_observed_large_model_is_changed_in_nothing(start: Start, large: Loopback) -> None:
     """Until a task is calibrated even an answer that breaks the schema is served and streamed as it is."""
     gateway = await start(cascade("enforce"))
-    large.handlers = [answer(whole('{"city": 12345}')), sse(events(chunks('{"city": 12345}')), then="end")]
+    large.handlers = [answer(whole('{"city":12345}')), sse(events(chunks('{"city":12345}')), then="end")]
     plain = await gateway.chat(FORMAT)
     streamed = await gateway.chat({**FORMAT, "stream": True})
-    assert (plain.text, plain.said("reason")) == ('{"city": 12345}', "uncalibrated")
+    assert (plain.text, plain.said("reason")) == ('{"city":12345}', "uncalibrated")
     assert b"error" not in streamed.raw
-    assert "".join(e["choices"][0]["delta"].get("content") or "" for e in streamed.events) == '{"city": 12345}'
+    assert "".join(e["choices"][0]["delta"].get("content") or "" for e in streamed.events) == '{"city":12345}'
 
 
 async def test_a_truncated_answer_of_the_last_model_is_served(start: Start, large: Loopback) -> None:
