@@ -1,6 +1,6 @@
 """What a gateway costs: added latency, requests a second and processor time, beside rivals, in one run.
 
-    python bench/overhead.py                               the whole table, then memory over 100,000 requests
+    python bench/overhead.py                               all arms, then memory over 100,000 requests (15 minutes)
     python bench/overhead.py --only smallfirst --memory 0  some arms (direct is always measured)
 
 Every arm forwards the same call (five tools, a number of its own in the message, answered by one tool call) to the
