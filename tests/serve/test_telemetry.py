@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import structlog
@@ -97,6 +98,26 @@ def test_logs_are_json_lines_when_asked(capsys: pytest.CaptureFixture[str]) -> N
     said = json.loads(line)
     assert (said["event"], said["record"], said["level"]) == ("said", "r1", "info")
     assert "timestamp" in said
+
+
+@pytest.mark.parametrize("log_format", ["console", "json"])
+def test_a_logged_defect_shows_where_but_no_values(capsys: pytest.CaptureFixture[str], log_format: Any) -> None:
+    """The traceback of a defect is in the log, the local variables, which may hold keys and messages, are not."""
+
+    def fails(authorization: str) -> None:
+        raise ZeroDivisionError
+
+    try:
+        configure_logging(config.Telemetry(log_format=log_format))
+        fails("-".join(["Bearer", "sk", "9f3a7c"]))
+    except ZeroDivisionError:
+        structlog.get_logger("x").exception("defect")
+    finally:
+        structlog.reset_defaults()
+    said = capsys.readouterr().err
+    assert "ZeroDivisionError" in said
+    assert "in fails" in said
+    assert "Bearer-sk-9f3a7c" not in said
 
 
 def test_spans_need_the_sdk_and_say_so(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,11 +22,12 @@ SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 
 def configure_logging(settings: config.Telemetry) -> None:
     """Send structured logs to standard error, as lines for people or as JSON."""
-    render: Any = structlog.processors.JSONRenderer()
+    render: list[Any] = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
     if settings.log_format == "console":
-        render = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+        plain = structlog.dev.plain_traceback  # the default prints local variables, and with them keys and messages
+        render = [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=plain)]
     structlog.configure(
-        processors=[structlog.processors.add_log_level, structlog.processors.TimeStamper(fmt="iso"), render],
+        processors=[structlog.processors.add_log_level, structlog.processors.TimeStamper(fmt="iso"), *render],
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, settings.log_level.upper())),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
