@@ -28,10 +28,8 @@ class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     port: int = 8787
     max_body_mb: float = 20
     body_timeout_s: float = 30
-    request_timeout_s: float = 300
     write_timeout_s: float = 30
     max_concurrent: int = 512
-    allow_public: bool = False
 
 
 class StoreConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
