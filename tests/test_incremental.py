@@ -418,6 +418,7 @@ def test_calls_that_may_not_be_made() -> None:
     one = replace(REQUEST, parallel_tool_calls=False)
     assert feed(one, piece(0, "anything", "{}"), piece(1, "anything")) == (1, "too_many_calls", "$.tool_calls[1]")
     assert feed(replace(REQUEST, needs=frozenset({"custom_tools"})), piece(0, "shell", "ls -l")) is None
+    assert feed(replace(REQUEST, needs=frozenset({"native:chat"})), piece(0, "bash", "{}")) is None
 
 
 def test_structured_text_is_guarded_where_no_tool_may_be_called() -> None:

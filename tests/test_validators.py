@@ -121,6 +121,17 @@ def test_custom_tools_are_not_judged_by_name() -> None:
     assert codes(calls(("shell", "ls")), replace(REQUEST, needs=frozenset({"custom_tools"}))) == []
 
 
+def test_what_only_the_provider_understands_is_not_judged() -> None:
+    """With hosted tools an answer may hold just a call of one, and a name may be that of a tool typed by the wire."""
+    hosted = replace(REQUEST, needs=frozenset({"native:chat"}), tool_choice=ToolChoice("required"))
+    assert (
+        codes(Choice(), hosted) == codes(Choice(), replace(hosted, response_format=ResponseFormat("json_object"))) == []
+    )
+    assert codes(calls(("bash", {"command": "ls"})), hosted) == []
+    assert codes(calls(("weather", {"city": 1})), hosted) == ["arguments"]
+    assert codes(Choice(), replace(hosted, needs=frozenset({"native:messages", "tools"}))) == ["empty", "tool_required"]
+
+
 def test_required_and_single_calls() -> None:
     """ "required" asks for a call; parallel_tool_calls false allows one at most."""
     required = replace(REQUEST, tool_choice=ToolChoice("required"))

@@ -461,9 +461,8 @@ class StreamGuard:
                 return Violation("too_many_calls", "Only one tool may be called at a time.", path)
             tool = self._tools.get(piece.name)
             if tool is None:
-                unknown = "custom_tools" not in self._request.needs
                 named = f"{elide(piece.name)} may not be called here."
-                return Violation("unknown_tool", named, f"{path}.name") if unknown else None
+                return Violation("unknown_tool", named, f"{path}.name") if self._request.closed else None
             self._readers[key] = JsonPrefix(tool.parameters, root="object")
         reader = self._readers.get(key)
         return self._named(key, reader.feed(piece.arguments)) if reader else None

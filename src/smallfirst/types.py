@@ -117,6 +117,12 @@ class Request:
     headers: Mapping[str, str] = field(default_factory=dict)
 
     @property
+    def closed(self) -> bool:
+        """Whether all that the answer may hold is known here: no custom tools, and no tools or features that only the
+        wire's own provider understands."""
+        return self.needs.isdisjoint(("custom_tools", f"native:{self.wire}"))
+
+    @property
     def callable_tools(self) -> Mapping[str, Tool]:
         """By name, the tools that the answer may call under `tool_choice`."""
         if self.tool_choice.mode == "none":

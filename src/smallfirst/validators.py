@@ -114,8 +114,8 @@ def _finished(request: Request, choice: Choice) -> Iterator[Violation]:
         yield Violation("content_filter", "The answer was cut off by the model's content filter.")
 
 
-def _not_empty(_request: Request, choice: Choice) -> Iterator[Violation]:
-    if not (choice.text.strip() or choice.tool_calls or choice.refusal):
+def _not_empty(request: Request, choice: Choice) -> Iterator[Violation]:
+    if request.closed and not (choice.text.strip() or choice.tool_calls or choice.refusal):
         yield Violation("empty", "The answer is empty.")
 
 
@@ -128,9 +128,9 @@ def _calls_allowed(request: Request, choice: Choice) -> Iterator[Violation]:
             yield Violation("tool_not_allowed", "No tool may be called here: answer in words.", path)
         elif call.name in known and call.name not in allowed:
             yield Violation("tool_not_allowed", f"{elide(call.name)} may not be called here; {_names(allowed)}.", path)
-        elif call.name not in known and "custom_tools" not in request.needs:
+        elif call.name not in known and request.closed:
             yield Violation("unknown_tool", f"There is no tool {elide(call.name)}; {_names(allowed)}.", path)
-    if request.tool_choice.mode == "required" and not choice.tool_calls and not choice.refusal:
+    if request.tool_choice.mode == "required" and request.closed and not choice.tool_calls and not choice.refusal:
         yield Violation("tool_required", f"A tool must be called; {_names(allowed)}.", "$.tool_calls")
     if not request.parallel_tool_calls and len(choice.tool_calls) > 1:
         message = f"Only one tool may be called at a time, not {len(choice.tool_calls)}."
@@ -152,7 +152,7 @@ def _arguments_fit(request: Request, choice: Choice) -> Iterator[Violation]:
 
 
 def _text_fits(request: Request, choice: Choice) -> Iterator[Violation]:
-    if choice.tool_calls or choice.refusal:
+    if choice.tool_calls or choice.refusal or not (choice.text.strip() or request.closed):
         return
     wanted = request.response_format
     schema = wanted.schema if wanted.schema is not None else {}
