@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, get_type_hints
 
 import anthropic
@@ -190,6 +191,15 @@ def test_answers_are_what_the_official_client_expects(
     ]
     answer = anthropic_client(json.dumps(payload).encode()).messages.create(model="m", max_tokens=1, messages=[])
     assert answer.to_dict() == payload
+
+
+def test_a_call_that_was_forced_ends_with_tool_use() -> None:
+    """OpenAI ends a call of a named tool with "stop"; loops of Anthropic's clients go on at tool_use only."""
+    forced = Completion((replace(CALLS.choices[0], finish_reason="stop"),), USAGE, "small")
+    assert messages.render(forced, ask("messages"), id="r", created=0)["stop_reason"] == "tool_use"
+    writer = messages.Writer(ask("messages", stream=True), id="r", created=0)
+    sent = b"".join(map(writer.feed, split(forced))) + writer.finish(USAGE)
+    assert b'"stop_reason":"tool_use"' in sent
 
 
 def test_a_streamed_error_reaches_the_official_client(

@@ -43,7 +43,7 @@ def render(completion: Completion, request: Request, *, id: str, created: float)
     return {
         **_head(id, completion.model or request.model),
         "content": content,
-        "stop_reason": _stop(choice.finish_reason, bool(choice.refusal)),
+        "stop_reason": _stop(choice.finish_reason, bool(choice.refusal), bool(choice.tool_calls)),
         "usage": usage_json(completion.usage),
     }
 
@@ -61,8 +61,9 @@ def _head(id: str, model: str) -> dict[str, Any]:  # noqa: A002
     }
 
 
-def _stop(finish: FinishReason, refused: bool) -> str:
-    return "refusal" if refused else _STOP[finish]
+def _stop(finish: FinishReason, refused: bool, called: bool) -> str:
+    """OpenAI ends a call that it was made to make with "stop"; clients of this wire look for tool_use."""
+    return "refusal" if refused else "tool_use" if called and finish == "stop" else _STOP[finish]
 
 
 def usage_json(usage: Usage) -> dict[str, Any]:
@@ -88,6 +89,7 @@ class Writer:
         self._started = False
         self._finish: FinishReason = "stop"
         self._refused = False
+        self._called = False
         self._blocks = 0
         self._open: int | str | None = None
         self._waiting: dict[int, list[ToolCallDelta]] = {}
@@ -103,6 +105,7 @@ class Writer:
         self._model = delta.model or self._model
         self._finish = delta.finish_reason or self._finish
         self._refused = self._refused or bool(delta.refusal)
+        self._called = self._called or bool(delta.tool_calls)
         out = self._start()
         if text := delta.text + delta.refusal:
             out += self._turn_to("text", {"type": "text", "text": ""})
@@ -116,7 +119,7 @@ class Writer:
         out = self._start() + self._close()
         for pieces in self._waiting.values():
             out += b"".join(self._write_call(piece) for piece in pieces) + self._close()
-        ended = {"stop_reason": _stop(self._finish, self._refused), "stop_sequence": None}
+        ended = {"stop_reason": _stop(self._finish, self._refused, self._called), "stop_sequence": None}
         out += self._event("message_delta", delta=ended, usage=usage_json(usage))
         return out + self._event("message_stop")
 
@@ -169,9 +172,7 @@ class Writer:
 
 def error(err: SmallfirstError) -> dict[str, Any]:
     """`err` in Anthropic's shape; an upstream's own error of that shape as it is."""
-    status = err.status
-    if isinstance(err, UpstreamError):
-        if err.body and err.body.get("type") == "error" and isinstance(err.body.get("error"), dict):
-            return dict(err.body)
-        status = err.upstream_status
-    return {"type": "error", "error": {"type": _ERRORS.get(status, "api_error"), "message": str(err)}}
+    body = (err.body if isinstance(err, UpstreamError) else None) or {}
+    if body.get("type") == "error" and isinstance(body.get("error"), dict):
+        return dict(body)
+    return {"type": "error", "error": {"type": _ERRORS.get(err.status, "api_error"), "message": str(err)}}
