@@ -15,6 +15,8 @@ SmallfirstError
 |  |- BackendTimeout     504
 |  |- BackendUnavailable 503   connection refused, dead engine process
 |  |- BackendGarbage     502   an answer that cannot be read
+|  |- ContextLengthExceeded 400
+|  |- ConstraintUnsupported 400  a schema that the embedded engine cannot hold an answer to
 |- NoAnswerError         502   every stage was tried and no valid answer came (abstain)
 |- StoreError            503   the record could not be made durable
 |- ModelFileError              weights missing, wrong checksum, disk full
@@ -33,7 +35,7 @@ class SmallfirstError(Exception):
     client sees; `param` names the offending field of a request.
     """
 
-    status: ClassVar[int] = 500
+    status: int = 500
     code: ClassVar[str] = "internal_error"
     type: ClassVar[str] = "server_error"
     retryable: ClassVar[bool] = False
@@ -112,7 +114,10 @@ class BackendError(SmallfirstError):
 
 
 class UpstreamError(BackendError):
-    """The upstream answered with an HTTP error; `upstream_status`, `body` and `retry_after` are as it sent them."""
+    """The upstream answered with an HTTP error; `upstream_status`, `body` and `retry_after` are as it sent them.
+
+    The client sees the upstream's status too, unless that is none of an error (a redirect, say).
+    """
 
     code = "upstream_error"
 
@@ -127,6 +132,8 @@ class UpstreamError(BackendError):
     ) -> None:
         super().__init__(message, hint=hint)
         self.upstream_status = upstream_status
+        if upstream_status >= 400:
+            self.status = upstream_status
         self.body = body
         self.retry_after = retry_after
 

@@ -23,6 +23,7 @@ FAULTS: dict[str, tuple[Handler, int, str]] = {
     "hangs": (hang, 504, "timeout"),
     "slams": (slam, 503, "unavailable"),
     "500": (answer({"error": {"message": "boom"}}, 500), 500, "upstream_error"),
+    "redirect": (answer({}, 302), 502, "upstream_error"),
     "page": (page(b"<html>", "text/html"), 502, "unreadable_answer"),
     "cut-json": (page(b'{"choices":', "application/json"), 502, "unreadable_answer"),
     "empty": (page(b"", "application/json"), 502, "unreadable_answer"),
@@ -40,7 +41,8 @@ async def test_provider_faults(start: Start, large: Loopback, fault: str, stream
     done = await gateway.chat({"stream": stream})
     assert done.status == status
     assert done.body["error"]["message"]
-    assert (await gateway.record(done)).reason == f"error:{code}"
+    record = await gateway.record(done)
+    assert (record.reason, record.status) == (f"error:{code}", status)
     assert (await gateway.chat()).text == "fine"
 
 

@@ -91,12 +91,10 @@ class _Endpoint:
         if exchange.started:
             log.warning("answer broken off", error=str(err))
             return
-        status, more = err.status, dict(headers)
-        if isinstance(err, UpstreamError):
-            status = err.upstream_status
+        more = dict(headers)
         if isinstance(err, LimitError | UpstreamError) and err.retry_after is not None:
             more["retry-after"] = str(max(1, math.ceil(err.retry_after)))
-        await exchange.reply(status, msgspec.json.encode(WIRES[self._wire].error(err)), more)
+        await exchange.reply(err.status, msgspec.json.encode(WIRES[self._wire].error(err)), more)
 
 
 def _answer(wire: Wire) -> Handler:
