@@ -12,7 +12,7 @@ import pytest
 from smallfirst.backends.fake import HANG, FakeBackend, Script, say
 from smallfirst.budget import Allowance
 from smallfirst.cascade import Cascade, Outcome
-from smallfirst.errors import BackendError, BackendUnavailable, NoAnswerError
+from smallfirst.errors import BackendError, BackendUnavailable, ConstraintUnsupported, NoAnswerError
 from smallfirst.types import (
     Capabilities,
     Choice,
@@ -186,6 +186,31 @@ async def test_an_answer_cut_off_at_the_callers_limit_is_served() -> None:
     before = await run([stage("small", cut), stage("large", say("done"))], asked)
     assert (alone.decision, alone.reason, alone.served) == ("accept", "truncated", 0)
     assert (before.decision, before.reason) == ("escalate", "invalid:truncated")
+
+
+async def test_a_small_models_own_limit_withholds_structure_only() -> None:
+    """Without max_tokens, plain text that the last small model cut off is served, half a JSON answer is not."""
+    cut = lambda _: Completion((Choice('{"a": ', finish_reason="length"),))  # noqa: E731
+    text = await run([stage("small", cut)], request(tools=()))
+    json = await run([stage("small", cut)], request(tools=(), response_format=ResponseFormat("json_object")))
+    assert (text.decision, text.reason, text.served) == ("accept", "truncated", 0)
+    assert (json.served, json.reason) == (None, "invalid:truncated")
+
+
+async def test_a_schema_that_no_grammar_holds_is_asked_for_freely() -> None:
+    """A constraint that the engine cannot compile costs the constraint, not the small model's answer."""
+
+    def script(asked: Request) -> Completion | BackendError:
+        return ConstraintUnsupported("lookahead") if asked.constraint else call(GOOD)
+
+    capabilities = Capabilities(top_logprobs=5, constraint=True)
+    small = Stage("small", FakeBackend("small", script, capabilities), "small", small=True, constraint="constrained")
+    await small.backend.start()
+    cascade = replace(CASCADE, constrain=lambda _: {"type": "object"})
+    route = Route("t", "small_only", (small,), reason="because")
+    outcome = await cascade.run(route, request(), Allowance(time.monotonic()))
+    assert story(outcome) == [("small", "generate", "accept", "because")]
+    assert outcome.attempts[0].features["constrained"] == 0
 
 
 async def test_budget_in_usd_stops_further_stages() -> None:

@@ -191,7 +191,8 @@ def test_no_call_is_its_own_class() -> None:
 def test_what_is_unknown_is_absent() -> None:
     """Without log-probabilities or tools their features are missing, not zero."""
     call = Choice(tool_calls=(ToolCall("1", "weather", "{}"),))
-    assert found(call).keys() == {"tools", "schema_chars", "prompt_chars", "repairs", "violations", "no_call"}
+    request_and_attempt = {"tools", "schema_chars", "prompt_chars", "repairs", "violations", "constrained", "no_call"}
+    assert found(call).keys() == request_and_attempt
     plain = Request("chat", {}, "m", (), tool_choice=ToolChoice("none"), tools=(WEATHER,))
     assert "no_call" not in found(Choice(text="x", logprobs=(token("x", 0.5, 0.5),)), plain)
     without_top = Choice(

@@ -15,7 +15,7 @@ from typing import Any, Protocol, cast
 
 from smallfirst.budget import Allowance
 from smallfirst.confidence import features
-from smallfirst.errors import BackendError, BackendTimeout, NoAnswerError, SmallfirstError
+from smallfirst.errors import BackendError, BackendTimeout, ConstraintUnsupported, NoAnswerError, SmallfirstError
 from smallfirst.incremental import StreamGuard
 from smallfirst.types import (
     Attempt,
@@ -130,6 +130,9 @@ class Cascade:
         asked, tries = _prepare(stage, request, self.constrain, stream=sink is not None), []
         for repairs in range(stage.repairs + 1):
             done = await self._attempt(route, stage, asked, repairs, allowance, sink)
+            if isinstance(done.error, ConstraintUnsupported):  # nothing was generated; `features` tell "constrained" 0
+                asked = replace(asked, constraint=None)
+                done = await self._attempt(route, stage, asked, repairs, allowance, sink)
             tries.append(done)
             attempt = done.attempt
             repairable = sink is None and attempt.completion is not None and not attempt.verdict.ok
@@ -236,7 +239,8 @@ def _decide(
 ) -> tuple[Decision, str]:
     """The cascade's rule for one attempt (mechanisms, section 2): validity first, then calibrated confidence.
 
-    What the last stage cut off at the caller's own limit is an answer, as any provider gives it (finish_reason length).
+    What the last stage cut off at the caller's own limit, and plain text that it cut off at any, is an answer, as any
+    provider gives it (finish_reason length).
     """
     last = stage is route.stages[-1]
     otherwise: Decision = "abstain" if last else "escalate"
@@ -245,7 +249,8 @@ def _decide(
     if _observed(route, stage):
         return "accept", route.reason
     truncated = any(v.code == "truncated" for v in verdict.violations)
-    if last and truncated and (asked.sampling.max_tokens is not None or not stage.small):
+    plain = not asked.callable_tools and asked.response_format.kind == "text"
+    if last and truncated and (plain or asked.sampling.max_tokens is not None or not stage.small):
         return "accept", "truncated"
     if not verdict.ok:
         return otherwise, f"invalid:{verdict.violations[0].code}"

@@ -67,6 +67,8 @@ def test_the_schema_holds_one_call_or_several() -> None:
     assert not valid(request, {"name": "get_weather", "arguments": {"unit": "c"}})
     assert not valid(request, {"name": "plant", "arguments": {"root": {"kids": ["leaf"]}}})
     assert not valid(request, {"name": "other", "arguments": {}})
+    assert valid(request, [call] * 8)
+    assert not valid(request, [call] * 9)
     assert not valid(replace(request, parallel_tool_calls=False), [call])
 
 

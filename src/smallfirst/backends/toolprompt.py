@@ -24,6 +24,7 @@ from smallfirst.types import Json, Request, Tool
 
 _THINK_CHARACTERS = 600  # of free text before a "late" answer
 _DETAIL = 100  # characters kept of a description
+_MOST_CALLS = 8  # in one list: a small model may repeat itself without end
 _MARK = re.compile(r"[{\[`<]")  # where a call, a fenced call or a tagged call may begin
 _COMBINING = ("allOf", "anyOf", "oneOf", "not", "if", "$ref", "patternProperties", "dependentSchemas")
 _GUIDANCE = {
@@ -38,7 +39,7 @@ _GUIDANCE = {
 def constraint_schema(request: Request) -> Json | None:
     """The JSON Schema of every JSON answer to `request`; None when nothing asks for JSON.
 
-    With tools: one call, or a list of calls where parallel calls are allowed, or what `response_format` asks for.
+    With tools: one call, or a list of at most 8 where parallel calls are allowed, or what `response_format` asks for.
     Whether plain text is an answer too is not in the schema but in `tool_choice` (see `grammar`).
     """
     tools, wanted = tuple(request.callable_tools.values()), _format_schema(request)
@@ -48,7 +49,7 @@ def constraint_schema(request: Request) -> Json | None:
     call = _any_of([_call_schema(tool, index, definitions) for index, tool in enumerate(tools)])
     answers = [call]
     if request.parallel_tool_calls:
-        answers.append({"type": "array", "items": call, "minItems": 1})
+        answers.append({"type": "array", "items": call, "minItems": 1, "maxItems": _MOST_CALLS})
     if wanted is not None and request.tool_choice.mode == "auto":
         answers.append(_moved(wanted, "format", definitions))
     return {**_any_of(answers), **({"$defs": definitions} if definitions else {})}
