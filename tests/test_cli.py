@@ -41,7 +41,18 @@ def records(config: str) -> list[str]:
         answered = Completion((Choice("hi"),), Usage(3, 1), "tiny")
         attempt = Attempt("m", "m", "tiny", "generate", "accept", "small_only", answered, small=True)
         return Record(
-            f"0199-{task}", 1_700_000_000.0, request, task, "small_only", (attempt,), 0, "accept", "small_only", 200, 0.1, "c"
+            f"0199-{task}",
+            1_700_000_000.0,
+            request,
+            task,
+            "small_only",
+            (attempt,),
+            0,
+            "accept",
+            "small_only",
+            200,
+            0.1,
+            "c",
         )
 
     async def write() -> list[str]:

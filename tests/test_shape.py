@@ -11,7 +11,10 @@ import pytest
 ROOT = Path(__file__).parent.parent
 SOURCES = sorted((ROOT / "src").rglob("*.py"))
 TESTS = sorted((ROOT / "tests").rglob("test_*.py"))
-BROAD_EXCEPTS = {"serve/app.py": "any defect is still an answer", "validators.py": "a user's function may raise anything"}
+BROAD_EXCEPTS = {
+    "serve/app.py": "any defect is still an answer",
+    "validators.py": "a user's function may raise anything",
+}
 
 
 def functions(path: Path) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
@@ -51,7 +54,8 @@ def test_broad_excepts_stand_in_named_places_only() -> None:
     for path in SOURCES:
         for node in ast.walk(ast.parse(path.read_text())):
             broad = isinstance(node, ast.ExceptHandler) and (
-                node.type is None or (isinstance(node.type, ast.Name) and node.type.id in {"Exception", "BaseException"})
+                node.type is None
+                or (isinstance(node.type, ast.Name) and node.type.id in {"Exception", "BaseException"})
             )
             if broad:
                 found.add(path.relative_to(ROOT / "src" / "smallfirst").as_posix())

@@ -18,7 +18,7 @@ class Allowance:
     spent_usd: float = field(default=0.0, init=False)
 
     def allows(self, usd: float | None, now: float) -> bool:
-        """Whether a stage that is expected to cost `usd` (None: unknown, so never within a limit) may start at `now`."""
+        """Whether a stage that should cost `usd` (None: unknown, so never within a limit) may start at `now`."""
         in_money = self.usd is None or (usd is not None and self.spent_usd + usd <= self.usd)
         return in_money and (self.seconds is None or now - self.started < self.seconds)
 

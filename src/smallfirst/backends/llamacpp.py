@@ -184,7 +184,12 @@ class LlamaCppBackend:
         )
         reason: FinishReason = "length" if event.stop_type == "limit" else "tool_calls" if calls else "stop"
         yield Delta(
-            choice, text=rest.text, reasoning=rest.reasoning, tool_calls=calls, finish_reason=reason, model=request.model
+            choice,
+            text=rest.text,
+            reasoning=rest.reasoning,
+            tool_calls=calls,
+            finish_reason=reason,
+            model=request.model,
         )
         yield Usage(
             input_tokens=event.tokens_evaluated,

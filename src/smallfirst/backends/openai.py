@@ -101,9 +101,7 @@ class OpenAIBackend:
             body = responses.body(request, model=model, stream=request.stream, capabilities=self.capabilities)
             return ask(self._upstream, "/responses", body, request, wire=responses, keep=_HEADERS)
         top = min(sampling.top_logprobs, self.capabilities.top_logprobs) if sampling.logprobs else 0
-        body = chat.body(
-            request, model=model, stream=request.stream, capabilities=self.capabilities, top_logprobs=top
-        )
+        body = chat.body(request, model=model, stream=request.stream, capabilities=self.capabilities, top_logprobs=top)
         if request.constraint is not None and self.capabilities.constraint and not request.callable_tools:
             _constrain(body, request.constraint)
         return ask(self._upstream, "/chat/completions", body, request, wire=chat, keep=_HEADERS)
