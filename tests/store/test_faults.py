@@ -15,6 +15,7 @@ from smallfirst.errors import ConfigError, NotFoundError, StoreError
 from smallfirst.store import RecordFilter, open_store
 from smallfirst.store.migrations import MIGRATIONS
 
+HOUR = 3600.0
 CHILD = Path(__file__).with_name("store_samples.py")
 
 
@@ -187,6 +188,23 @@ async def test_a_row_locked_elsewhere_fails_in_bounded_time(opener, url):
             await store.append(make_record())
         other.rollback()
     await store.append(make_record())
+
+
+@pytest.mark.postgres
+@pytest.mark.parametrize("url", ["postgresql"], indirect=True)
+async def test_pruning_spares_what_another_process_is_about_to_use_again(opener, url):
+    """A content that another process's transaction uses once more is kept, though it was old when pruning began."""
+    store = await opener()
+    await store.append(make_record(created_at=1.0))
+    with psycopg.connect(url) as other:
+        other.execute("UPDATE contents SET last_hour = 500000")
+        pruning = asyncio.create_task(store.prune(HOUR * 10))
+        while not other.execute("SELECT 1 FROM pg_locks WHERE NOT granted").fetchall():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        other.commit()
+        assert await pruning == 1
+        [(left,)] = other.execute("SELECT count(*) FROM contents").fetchall()
+    assert left == 3
 
 
 @pytest.mark.parametrize(

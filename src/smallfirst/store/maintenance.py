@@ -38,7 +38,7 @@ async def prune(writer: Writer, older_than: float) -> int:
     """Remove the records made before `older_than` and what only they used; returns how many records.
 
     A content is unused when the hour of its last use is over before `older_than`; so it may outlive its last record
-    by up to an hour. Expired responses and forgotten reservations go too.
+    by up to an hour. Expired responses go too.
     """
     now = time.time()
     before = min(older_than, now)
@@ -53,11 +53,13 @@ async def prune(writer: Writer, older_than: float) -> int:
 
 
 async def _delete(writer: Writer, table: str, key: str, condition: str, bound: float) -> int:
+    """Delete a batch; how many rows it was. The condition stands twice because PostgreSQL looks again only at the outer
+    one when another process has changed a row in the meantime (used a content once more, say)."""
     sql = (
         f"DELETE FROM {table} WHERE {key} IN (SELECT {key} FROM {table} WHERE {condition} LIMIT {_BATCH}) "  # noqa: S608
-        f"RETURNING {key}"
+        f"AND {condition} RETURNING {key}"
     )
-    return len(await writer.run(lambda connection: connection.query(sql, (bound,))))
+    return len(await writer.run(lambda connection: connection.query(sql, (bound, bound))))
 
 
 @dataclass(frozen=True, slots=True)
