@@ -166,6 +166,13 @@ def test_elided_values_are_short(text: str, limit: int) -> None:
     assert len(elide(text, limit)) <= limit
 
 
+def test_messages_can_be_stored_and_sent_whatever_was_generated() -> None:
+    """Half of a surrogate pair, which a model may write as an escape, stands in no message as it is."""
+    with pytest.raises(JsonTextError, match="ud800") as caught:
+        parse_json('{"\\ud800": 1, "\\ud800": 2}')
+    assert str(caught.value).encode()
+
+
 def test_paths_are_readable() -> None:
     """Names that are identifiers are dotted, others quoted, indices bracketed."""
     assert json_path(["a", 0, "b c"]) == '$.a[0]["b c"]'

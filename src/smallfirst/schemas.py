@@ -228,8 +228,11 @@ def elide_text(text: str, limit: int) -> str:
 
 
 def elide(value: Any, limit: int = 60) -> str:
-    """`value` as JSON for a message, its middle left out when it is longer than `limit` characters."""
-    return elide_text(_BRIEF.encode(value), limit)
+    """`value` as JSON for a message, its middle left out when it is longer than `limit` characters.
+
+    Half of a surrogate pair, which no UTF-8 text can hold, is written as its escape.
+    """
+    return elide_text(_BRIEF.encode(value).encode("utf-8", "backslashreplace").decode(), limit)
 
 
 def json_path(parts: list[str | int]) -> str:
