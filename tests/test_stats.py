@@ -159,6 +159,12 @@ def test_mean_covers_the_truth() -> None:
     assert 0.88 <= hits / 200 <= 0.99
 
 
+def test_one_observation_bounds_nothing() -> None:
+    """From a single call there is a value but no interval."""
+    assert mean([3.0]) == Figure(3.0, None, None, 1, "bca")
+    assert ratio_of_ratios(([2.0], [4.0]), ([1.0], [1.0])) == Figure(0.5, None, None, 1, "bca")
+
+
 def test_mean_of_nothing_is_undefined() -> None:
     """An empty sample has no mean."""
     assert mean([]).value is None

@@ -175,7 +175,12 @@ def _divide(above: Floats, below: Floats) -> Floats:
 
 
 def _bca(value: float, replicates: Floats, influence: Floats, level: float) -> tuple[float | None, float | None]:
-    """The BCa interval from bootstrap replicates; `influence` is the empirical influence function up to a factor."""
+    """The BCa interval from bootstrap replicates; `influence` is the empirical influence function up to a factor.
+
+    One observation says nothing of how much others would differ, so it bounds nothing.
+    """
+    if len(influence) < 2:
+        return None, None
     count = len(replicates)
     smaller = (np.mean(replicates < value) + np.mean(replicates <= value)) / 2
     bias = _NORMAL.inv_cdf(float(np.clip(smaller, 1 / (count + 1), count / (count + 1))))
