@@ -14,7 +14,17 @@ from openai.types.chat.completion_create_params import CompletionCreateParamsBas
 from samples import CALLS, CHAT, LOGPROBS, SCHEMA, TEXT, USAGE, ask
 
 from smallfirst.errors import BackendGarbage, NotFoundError, RequestError, UpstreamError
-from smallfirst.types import Capabilities, Choice, Completion, Delta, ResponseFormat, Sampling, ToolChoice, Usage
+from smallfirst.types import (
+    Capabilities,
+    Choice,
+    Completion,
+    Delta,
+    Native,
+    ResponseFormat,
+    Sampling,
+    ToolChoice,
+    Usage,
+)
 from smallfirst.wire import chat, sse
 from smallfirst.wire.accumulate import Accumulator, split
 
@@ -294,6 +304,13 @@ def test_log_probabilities_that_only_we_asked_for_are_not_shown() -> None:
     shown = chat.render(completion, ask("chat"), id="r", created=1.0)
     assert shown == {**NATIVE, "choices": [{**NATIVE["choices"][0], "logprobs": None}]}
     assert chat.render(completion, ask("chat", logprobs=True), id="r", created=1.0) == NATIVE
+    top = [{"token": "hi", "logprob": -0.1, "bytes": None}]
+    tokens = [{"token": "hi", "logprob": -0.1, "bytes": None, "top_logprobs": top}]
+    ours = {**NATIVE, "choices": [{**NATIVE["choices"][0], "logprobs": {"content": tokens, "refusal": None}}]}
+    completion = replace(completion, native=Native("chat", ours))
+    assert chat.render(completion, ask("chat", logprobs=True, top_logprobs=1), id="r", created=1.0) == ours
+    (choice,) = chat.render(completion, ask("chat", logprobs=True), id="r", created=1.0)["choices"]
+    assert choice["logprobs"] == {"content": [{**tokens[0], "top_logprobs": []}], "refusal": None}
     chunk = {**NATIVE, "choices": [{"index": 0, "delta": {"content": "hi"}, "logprobs": {"content": []}}]}
     writer = chat.Writer(ask("chat", stream=True), id="r", created=1.0)
     (delta,) = chat.Reader().feed(None, json.dumps(chunk).encode())

@@ -95,7 +95,7 @@ def read(payload: Json) -> tuple[Delta, ...]:
     Raises UpstreamError for an error object, BackendGarbage for anything else that is no answer.
     """
     deltas = _read(payload, event=None)
-    if not deltas or deltas[0].finish_reason is None:
+    if deltas[0].finish_reason is None:
         raise BackendGarbage("The upstream's answer has no finished choice.")
     return deltas
 
@@ -112,7 +112,7 @@ class Reader:
             self.done = True
             return ()
         payload = shared.read_event(data)
-        return _read(payload, event or "") or (Delta(native=Native("chat", payload, event or "")),)
+        return _read(payload, event or "")
 
 
 def _read(payload: Json, event: str | None) -> tuple[Delta, ...]:

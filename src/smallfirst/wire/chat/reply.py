@@ -69,11 +69,20 @@ def usage_json(usage: Usage) -> dict[str, Any]:
 
 
 def _without_logprobs(payload: Json, request: Request) -> dict[str, Any]:
-    """`payload` with log-probabilities null if the client did not ask for them (we did)."""
+    """`payload` without the log-probabilities, or the alternatives to tokens, that only we asked for."""
     choices = payload.get("choices") or ()
-    if request.sampling.logprobs or not any(choice.get("logprobs") for choice in choices):
+    if request.sampling.top_logprobs or not any(choice.get("logprobs") for choice in choices):
         return dict(payload)
-    return {**payload, "choices": [{**choice, "logprobs": None} for choice in choices]}
+    shown = _without_alternatives if request.sampling.logprobs else lambda _: None
+    return {**payload, "choices": [{**choice, "logprobs": shown(choice.get("logprobs"))} for choice in choices]}
+
+
+def _without_alternatives(logprobs: Json | None) -> Json | None:
+    """The log-probabilities of a choice with `top_logprobs` empty, as they are when a client names no number."""
+    return logprobs and {
+        kind: [{**token, "top_logprobs": []} for token in tokens] if isinstance(tokens, list) else tokens
+        for kind, tokens in logprobs.items()
+    }
 
 
 class Writer:
