@@ -101,7 +101,7 @@ class Codec:
     known for the record's hour is not written again.
     """
 
-    _KNOWN_MAX = 100_000
+    _KNOWN_MAX = 10_000
 
     def __init__(self, sealer: Sealer, hasher: Hasher) -> None:
         self.sealer = sealer

@@ -63,6 +63,7 @@ class PostgresDatabase:
 class PostgresConnection:
     """See `database.Connection`. The statements of a transaction go out in one pipeline, so few wait for a reply."""
 
+    quick = False
     insert_rows: ClassVar[int] = 2  # the pipeline groups them; psycopg parses anew what has over 50 parameters
 
     def __init__(self, connection: psycopg.Connection) -> None:
@@ -77,7 +78,7 @@ class PostgresConnection:
             return self._connection.execute(_percent(sql), params).fetchall()
 
     @contextmanager
-    def transaction(self) -> Iterator[None]:
+    def transaction(self, *, wait: bool = True) -> Iterator[None]:  # noqa: ARG002 - lock_timeout bounds the wait
         with self._translating(), self._connection.pipeline(), self._connection.transaction():
             yield
 

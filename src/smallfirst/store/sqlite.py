@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import ClassVar
 
 from smallfirst.errors import ConfigError, StoreError
-from smallfirst.store.database import Durability, Rejected, Row
+from smallfirst.store.database import Durability, Locked, Rejected, Row
 
 _CHECKPOINT_EVERY_S = 0.5
+_LOOK_EVERY_S = 0.005
 _WAL_PAGES_MAX = 16_384  # 64 MiB: from there on a commit checkpoints what is left
 
 _HINTS = {
@@ -50,7 +51,13 @@ class SqliteDatabase:
             if read_only:
                 connection.execute("PRAGMA query_only = ON")
                 return SqliteConnection(connection)
-            return SqliteConnection(connection, _Checkpointer(self._open()))
+            connection.execute("PRAGMA busy_timeout = 0")  # `SqliteConnection.transaction` waits
+            return SqliteConnection(
+                connection,
+                _Checkpointer(self._open()),
+                busy_timeout_s=self._busy_timeout_s,
+                quick=self._synchronous == "NORMAL",
+            )
         except sqlite3.Error as error:
             raise _translated(error) from error
         except OSError as error:
@@ -92,9 +99,18 @@ class SqliteConnection:
 
     insert_rows: ClassVar[int] = 64  # one release of the interpreter lock for many rows
 
-    def __init__(self, connection: sqlite3.Connection, checkpointer: _Checkpointer | None = None) -> None:
+    def __init__(
+        self,
+        connection: sqlite3.Connection,
+        checkpointer: _Checkpointer | None = None,
+        *,
+        busy_timeout_s: float = 0.0,
+        quick: bool = False,
+    ) -> None:
+        self.quick = quick
         self._connection = connection
         self._checkpointer = checkpointer
+        self._busy_timeout_s = busy_timeout_s
         self._begin = "BEGIN IMMEDIATE" if checkpointer else "BEGIN"
 
     def execute(self, sql: str, params: Sequence[object] = ()) -> None:
@@ -110,8 +126,8 @@ class SqliteConnection:
             raise _translated(error) from error
 
     @contextmanager
-    def transaction(self) -> Iterator[None]:
-        self.execute(self._begin)
+    def transaction(self, *, wait: bool = True) -> Iterator[None]:
+        self._lock(self._busy_timeout_s if wait else 0.0)
         try:
             yield
             self.execute("COMMIT")
@@ -120,6 +136,17 @@ class SqliteConnection:
                 self.execute("ROLLBACK")
         if self._checkpointer:
             self._checkpointer.committed()
+
+    def _lock(self, wait_s: float) -> None:
+        """Begin, looking for up to `wait_s` seconds whether another process has let go of the lock."""
+        deadline = time.monotonic() + wait_s
+        while True:
+            try:
+                return self.execute(self._begin)
+            except Locked:
+                if time.monotonic() >= deadline:
+                    raise
+                time.sleep(_LOOK_EVERY_S)
 
     def lock_schema(self) -> None:
         """Nothing to do: BEGIN IMMEDIATE holds the only write lock already."""
@@ -160,6 +187,8 @@ def _code(error: sqlite3.Error | OverflowError) -> int:
 
 
 def _translated(error: sqlite3.Error | OverflowError) -> StoreError:
+    if _code(error) == sqlite3.SQLITE_BUSY:
+        return Locked(f"SQLite: {error}.", hint=_HINTS[sqlite3.SQLITE_BUSY])
     if isinstance(error, sqlite3.OperationalError) or type(error) is sqlite3.DatabaseError:
         return StoreError(f"SQLite: {error}.", hint=_HINTS.get(_code(error), ""))
     return Rejected(f"SQLite refused a row: {error}.")

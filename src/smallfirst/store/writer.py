@@ -1,7 +1,9 @@
-"""Group commit: one thread, one connection, one transaction for all that waits.
+"""Group commit: one connection, one transaction for all that waits.
 
 Work that arrives while a group commits forms the next group; so a lone call waits for nothing, and under load one
-commit carries many. All calls are made on the event loop, so what waits needs no lock.
+commit carries many. Groups commit in a thread; a group of records alone commits right on the event loop where that is
+quicker than the way to the thread and back (`Connection.quick`) and no other process holds the lock. All calls are made
+on the event loop, so what waits needs no lock.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from typing import Any, TypeVar, cast
 
 from smallfirst.errors import StoreError
 from smallfirst.store.codec import RecordRows, insert_records
-from smallfirst.store.database import Connection, ConnectionLost, Database, Rejected
+from smallfirst.store.database import Connection, ConnectionLost, Database, Locked, Rejected
 
 T = TypeVar("T")
 Work = Callable[[Connection], object]
@@ -80,17 +82,29 @@ class Writer:
         self._waiting.append(job)
         if self._idle.is_set():
             self._idle.clear()
-            self._start()
+            self._loop.call_soon(self._start)  # what else this turn of the loop brings joins the group
         return job.done
 
     def _start(self) -> None:
         group, self._waiting = self._waiting[:_GROUP_MAX], self._waiting[_GROUP_MAX:]
+        quick = self._connection is not None and self._connection.quick
+        if not (quick and all(isinstance(job.work, RecordRows) for job in group)):
+            return self._start_in_thread(group)
+        try:
+            self._settle(group, self._commit(group, wait=False))
+        except Locked:
+            self._start_in_thread(group)
+
+    def _start_in_thread(self, group: Sequence[_Job]) -> None:
         running = self._loop.run_in_executor(self._thread, self._commit, group)
         running.add_done_callback(partial(self._finish, group))
 
     def _finish(self, group: Sequence[_Job], running: asyncio.Future[list[object]]) -> None:
         failure = running.exception()
-        outcomes = running.result() if failure is None else [failure] * len(group)
+        self._settle(group, running.result() if failure is None else [failure] * len(group))
+
+    def _settle(self, group: Sequence[_Job], outcomes: Sequence[object]) -> None:
+        """Tell each job's caller its outcome, and go on with what has come meanwhile."""
         for job, outcome in zip(group, outcomes, strict=True):
             if job.done.done():  # the caller went away
                 continue
@@ -101,34 +115,39 @@ class Writer:
             else:
                 job.done.set_result(outcome)
         if self._waiting:
-            self._start()
+            self._loop.call_soon(self._start)
         else:
             self._idle.set()
 
-    def _commit(self, group: Sequence[_Job]) -> list[object]:
-        """The outcome of each job: its result, or the error that kept it from being durable."""
+    def _commit(self, group: Sequence[_Job], wait: bool = True) -> list[object]:
+        """The outcome of each job: its result, or the error that kept it from being durable.
+
+        Without `wait`, raises Locked when another process holds the lock.
+        """
         try:
-            return self._transact(group)
+            return self._transact(group, wait)
         except Rejected as error:
             if len(group) == 1:
                 return [error]
             return [outcome for job in group for outcome in self._commit([job])]
         except StoreError as error:
+            if isinstance(error, Locked) and not wait:
+                raise
             return [error] * len(group)
 
-    def _transact(self, group: Sequence[_Job]) -> list[object]:
+    def _transact(self, group: Sequence[_Job], wait: bool) -> list[object]:
         """Run `group` in one transaction; once more when a connection that had been open turns out dead."""
         fresh = self._connection is None
         connection = self._connected()
         try:
-            with connection.transaction():
+            with connection.transaction(wait=wait):
                 return _run(connection, group)
         except ConnectionLost:
             self._connection = None
             connection.close()
             if fresh:
                 raise
-        return self._transact(group)
+        return self._transact(group, wait)
 
     def _connected(self) -> Connection:
         """The connection, made anew when it was lost; while the database stays away, attempts are spaced out."""
