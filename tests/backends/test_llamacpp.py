@@ -276,6 +276,21 @@ async def test_a_killed_engine_fails_the_request_in_flight_and_comes_back(backen
     assert text_of(await answer(backend, ask()))
 
 
+async def test_an_engine_that_stays_dead_fails_at_once(tmp_path: Path) -> None:
+    """When the child cannot be started again, requests fail without waiting, so that a larger model answers."""
+    weights = tmp_path / "weights.gguf"
+    weights.symlink_to(await asyncio.to_thread(models.pull))
+    dying = LlamaCppBackend(EngineConfig(weights, context=512, slots=1))
+    await dying.start()
+    weights.unlink()
+    assert dying.engine.pid is not None
+    os.kill(dying.engine.pid, signal.SIGKILL)
+    await dying.engine.settle()
+    with pytest.raises(BackendUnavailable, match=r"cannot be started again yet.*weights\.gguf"):
+        await answer(dying, replace(ask(), timeout_s=60.0))
+    await dying.close()
+
+
 async def test_unreadable_weights_are_a_clear_error(tmp_path: Path) -> None:
     """Weights that are none give a clear error, and nothing answers before start or after close."""
     (tmp_path / "no.gguf").write_bytes(b"not weights")

@@ -58,7 +58,8 @@ class Engine:
         )
         self.headers = {"Authorization": f"Bearer {self._settings.api_key}"}
         self.url = ""
-        self._up = asyncio.Event()
+        self._known = asyncio.Event()  # whether the child serves; clear while it is started again
+        self._failure = ""  # why it does not
         self._process: asyncio.subprocess.Process | None = None
         self._keeper: asyncio.Task[None] | None = None
 
@@ -73,10 +74,15 @@ class Engine:
         self._keeper = asyncio.create_task(self._keep())
 
     async def ready(self) -> None:
-        """Waits until the child can be asked; the caller bounds the wait. Raises BackendUnavailable before `start`."""
+        """Waits until the child can be asked; the caller bounds the wait.
+
+        Raises BackendUnavailable before `start`, and while the child does not come back.
+        """
         if self._keeper is None:
             raise BackendUnavailable("The embedded engine is not running.", hint="Start the backend first.")
-        await self._up.wait()
+        await self._known.wait()
+        if self._failure:
+            raise BackendUnavailable(f"The embedded engine died and cannot be started again yet. {self._failure}")
 
     async def settle(self) -> None:
         """After a broken connection: returns once it is known whether the child died, so that `ready` is true."""
@@ -92,7 +98,6 @@ class Engine:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._keeper
             self._keeper = None
-        self._up.clear()
         await self._stop()
 
     async def _keep(self) -> None:
@@ -101,14 +106,15 @@ class Engine:
             assert self._process is not None
             born = time.monotonic()
             await self._process.wait()
-            self._up.clear()
+            self._known.clear()
             failures = 0 if time.monotonic() - born > _STEADY_S else failures + 1
-            while not self._up.is_set():
+            while self._failure or not self._known.is_set():
                 await asyncio.sleep(_BACKOFF_S[min(failures, len(_BACKOFF_S)) - 1] if failures else 0.0)
                 try:
                     await self._spawn()
-                except (ModelFileError, BackendUnavailable, OSError):
-                    failures += 1
+                except (ModelFileError, BackendUnavailable, OSError) as error:
+                    failures, self._failure = failures + 1, str(error)
+                    self._known.set()
 
     async def _spawn(self) -> None:
         self._process = await asyncio.create_subprocess_exec(
@@ -136,8 +142,8 @@ class Engine:
                 f"The embedded engine cannot serve {self._settings.weights!r}: {answer['error']}.",
                 hint="Check that it and the adapters are GGUF files of this engine's kind, and that memory suffices.",
             )
-        self.url = answer["url"]
-        self._up.set()
+        self.url, self._failure = answer["url"], ""
+        self._known.set()
 
     async def _stop(self) -> None:
         if self.pid is not None:
@@ -177,13 +183,15 @@ def _end_with_parent() -> None:
 def main() -> None:
     """The child."""
     settings = EngineSettings(**json.loads(sys.stdin.readline()))
+    pipe = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # nobody reads what the library may print there
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         server = serve(settings)
         answer = {"url": server.listening_address}
     except (RuntimeError, ValueError, OSError) as error:
         answer = {"error": str(error)}
-    print(json.dumps(answer), flush=True)
+    print(json.dumps(answer), file=pipe, flush=True)
     threading.Event().wait()
 
 
