@@ -59,7 +59,10 @@ class Shadows:
             try:
                 attempts = await cascade.shadow(stage, request, Allowance(time.monotonic()))
                 await self._store.add_attempts(record_id, attempts, capture=capture)
+                self._telemetry.attempted(attempts)
             except SmallfirstError as err:
                 log.warning("shadow attempt lost", record=record_id, stage=stage.name, error=str(err))
+            except Exception:  # the defect of one call must not end the worker, for nobody would notice
+                log.exception("defect", record=record_id, stage=stage.name)
             finally:
                 self._queue.task_done()

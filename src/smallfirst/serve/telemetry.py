@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import structlog
@@ -53,11 +54,15 @@ class Telemetry:
         """Count a recorded call."""
         self._calls.labels(record.request.wire, record.mode, record.decision, record.status).inc()
         self._seconds.labels(record.decision).observe(record.seconds)
-        for attempt in record.attempts:
-            self._attempt(attempt)
+        self.attempted(record.attempts)
         if self._tracer is not None:
             _span(self._tracer, record)
         log.debug("call", record=record.id, task=record.task, decision=record.decision, reason=record.reason)
+
+    def attempted(self, attempts: Sequence[Attempt]) -> None:
+        """Count attempts: those of a recorded call, or those made in shadow after it."""
+        for attempt in attempts:
+            self._attempt(attempt)
 
     def refused(self, code: str) -> None:
         """Count a call that was refused before a model was asked."""
