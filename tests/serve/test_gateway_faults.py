@@ -7,6 +7,7 @@ import socket
 import sqlite3
 from contextlib import closing
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from recording import Handler, Loopback, answer, events, hang, page, slam, sse
 from running import CHAT, MESSAGES, RESPONSES, Running, Start, cascade, chunks, every, question, says, until
 
 from smallfirst import assemble
+from smallfirst.cascade import Cascade
 from smallfirst.store import open_store
 from smallfirst.store.sqlite import SqliteConnection
 
@@ -149,12 +151,13 @@ async def test_a_locked_database(start: Start, tmp_path: Path, large: Loopback) 
 
 
 @pytest.mark.usefixtures("impatient")
-async def test_a_stream_whose_record_cannot_be_kept(start: Start, tmp_path: Path, large: Loopback) -> None:
+@pytest.mark.parametrize("table", ["", "cache = {}"], ids=["record", "cache"])
+async def test_a_stream_whose_record_cannot_be_kept(start: Start, tmp_path: Path, table: str) -> None:
     """A stream whose record is not durable ends with an error, not with an acknowledgement."""
-    gateway = await start()
+    gateway = await start(cascade(), table)
     with closing(sqlite3.connect(tmp_path / "calls.db", isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
-        done = await gateway.chat({"stream": True})
+        done = await gateway.chat({"stream": True, "temperature": 0})
         other.execute("ROLLBACK")
     assert done.events[-1]["error"]["code"] == "store_unavailable"
     assert b"[DONE]" not in done.raw
@@ -196,3 +199,18 @@ async def test_shadow_failures_hurt_nobody(start: Start, small: Loopback) -> Non
     done = await gateway.chat()
     assert done.text == "large"
     assert (await gateway.record(done, attempts=2)).attempts[1].error
+
+
+async def test_a_defect_does_not_end_the_shadows(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a shadow attempt that failed in our own code, later calls are still answered in shadow, and counted."""
+    shadow, calls = Cascade.shadow, count()
+
+    async def once(self: Cascade, *given: Any) -> Any:
+        return 1 // next(calls) and await shadow(self, *given)
+
+    monkeypatch.setattr(Cascade, "shadow", once)
+    gateway = await start(cascade("observe"))
+    await gateway.chat()
+    assert (await gateway.record(await gateway.chat(), attempts=2)).attempts[1].decision == "shadow"
+    counted = 'smallfirst_attempts_total{decision="shadow",kind="generate",reason="",stage="small"} 1.0'
+    assert counted in (await gateway.get("/metrics")).raw.decode()

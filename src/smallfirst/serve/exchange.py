@@ -96,13 +96,13 @@ class Exchange:
         try:
             await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
             if not task.done():
-                task.cancel()
-                await asyncio.wait({task})
                 raise ClientGone
             await task
         finally:
-            task.cancel()
             gone.cancel()
+            if not task.done():
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)  # it has to record that the client went away
 
 
 def _too_large(size: int, limit: int) -> TooLargeError:

@@ -81,11 +81,10 @@ class Gateway:
         stream = _Stream(exchange, call) if call.request.stream else None
         try:
             outcome = await self._outcome(call, exchange.headers, stream)
+            record = await self._record(call, outcome)
         except (asyncio.CancelledError, ClientGone):
             await asyncio.shield(self._record(call, _gone(call)))
             raise
-        try:
-            record = await self._record(call, outcome)
         except StoreError as err:
             if stream is None or not exchange.started:
                 raise
