@@ -39,8 +39,9 @@ async def test_a_hit_can_be_streamed(start: Start, small: Loopback) -> None:
         (COLD, COLD, {"x_smallfirst_cache": "skip"}),
         (COLD, {**COLD, "seed": 1}, {}),
         (COLD, {**COLD, "model": "smallfirst"}, {}),
+        (COLD, COLD, {"openai_organization": "other"}),
     ],
-    ids=["warm", "skip", "other-field", "other-model"],
+    ids=["warm", "skip", "other-field", "other-model", "other-organization"],
 )
 async def test_misses(
     start: Start, small: Loopback, first: dict[str, object], second: dict[str, object], headers: dict[str, str]

@@ -1,7 +1,8 @@
 """The exact response cache of a task: the same call again, word for word, is answered from the store.
 
 Off unless the task's policy has a `cache`. A hit needs temperature 0 or the caller's `x-smallfirst-cache: use`; it is
-never shared between API keys, ends with its time limit, and with any change of the configuration or of a model.
+never shared between API keys, ends with its time limit, and with any change of the configuration, of a model, or of
+this software.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import replace
 
 import msgspec
 
+from smallfirst import __version__
 from smallfirst.cascade import Outcome
 from smallfirst.config import Policy
 from smallfirst.store import Store
@@ -53,7 +55,8 @@ class ResponseCache:
     def _key(self, request: Request, route: Route) -> str:
         body = {k: v for k, v in request.body.items() if k not in IRRELEVANT}
         stages = [(s.name, s.model, s.adapter) for s in route.stages]
-        whole = (request.origin.key, route.task, self.config_hash, stages, request.wire, body)
+        headers = {k: v for k, v in request.headers.items() if k != "idempotency-key"}
+        whole = (__version__, self.config_hash, request.origin.key, route.task, stages, request.wire, headers, body)
         return hashlib.sha256(_encode(whole)).hexdigest()
 
 
