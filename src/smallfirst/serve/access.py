@@ -11,7 +11,6 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from urllib.parse import urlsplit
 
 from smallfirst.errors import AuthenticationError, LimitError, PermissionDenied
 from smallfirst.store import KeyLimits, KeyRow, Store, parse_key
@@ -52,7 +51,6 @@ class Access:
         await self._refresh()
         given = headers.get("x-api-key") or headers.get("authorization", "").removeprefix("Bearer ").strip()
         if not self._needed:
-            _refuse_other_sites(headers.get("origin"))
             return LOCAL
         key_id, secret = parse_key(given) or ("", "")
         row = self._keys.get(key_id)
@@ -76,14 +74,6 @@ class Access:
             self._keys = {row.id: row for row in rows if row.revoked_at is None}
             self._needed = self._needed or bool(rows)
             self._until = time.monotonic() + REFRESH_S
-
-
-def _refuse_other_sites(origin: str | None) -> None:
-    """A web page that the user happens to visit must not spend on a gateway that asks for no key."""
-    if origin is not None and urlsplit(origin).hostname not in LOOPBACK:
-        raise PermissionDenied(
-            f"Pages of {origin!r} may not call a gateway without keys.", hint="`smallfirst keys add` makes one."
-        )
 
 
 @dataclass(slots=True)
