@@ -110,10 +110,12 @@ def test_incapable_stages_are_left_out() -> None:
 def test_task_is_the_callers_word_then_the_configured_match_then_a_fingerprint() -> None:
     """Tasks are identified in that order."""
     tools = (Tool("pay"), Tool("refund"))
-    matches = {"payments": Match(tools=("refund", "pay")), "other": Match(system="never")}
+    matches = {"payments": Match(tools=("refund", "pay")), "briefs": Match(system="Be brief")}
     assert identify(request(origin=Origin(task="mine"), tools=tools), matches) == "mine"
     assert identify(request(tools=tools), matches) == "payments"
-    assert identify(request(), matches) == f"auto:{fingerprint(request())}"
+    for role, task in (("system", "briefs"), ("developer", "briefs"), ("user", None)):
+        said = request(messages=({"role": role, "content": "Be brief."},))
+        assert identify(said, matches) == (task or f"auto:{fingerprint(said)}")
 
 
 def test_fingerprint_ignores_what_varies_between_calls() -> None:

@@ -36,7 +36,7 @@ class Candidate:
 def fingerprint(request: Request) -> str:
     """What recurring calls share: tools, response schema and system text; 12 hex digits of their SHA-256."""
     tools = [(t.name, t.description, t.parameters) for t in request.tools]
-    system = [m.get("content") for m in request.messages if m.get("role") in {"system", "developer"}]
+    system = [m.get("content") for m in request.messages if _is_system(m)]
     return hashlib.sha256(_encode((tools, request.response_format.schema, system))).hexdigest()[:12]
 
 
@@ -136,9 +136,13 @@ def _constrained(stage: Stage, policy: Policy) -> Stage:
 def _holds(match: Match, request: Request, mark: str) -> bool:
     if match.tools and set(match.tools) != {t.name for t in request.tools}:
         return False
-    if match.system and not any(match.system in _text(m) for m in request.messages if m.get("role") == "system"):
+    if match.system and not any(match.system in _text(m) for m in request.messages if _is_system(m)):
         return False
     return not match.fingerprint or match.fingerprint == mark
+
+
+def _is_system(message: Mapping[str, Any]) -> bool:
+    return message.get("role") in {"system", "developer"}
 
 
 def _text(message: Mapping[str, Any]) -> str:
