@@ -113,6 +113,15 @@ def test_init(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     assert Path("smallfirst.toml").read_text() == run("init", "--print")
 
 
+def test_errors_are_printed_as_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Brackets in a message are no markup."""
+    monkeypatch.chdir(tmp_path)
+    code, said = fail(monkeypatch, capsys, "serve", "-c", "[red][/blue].toml")
+    assert (code, "[red][/blue].toml" in said) == (2, True)
+
+
 def test_records_list(config: str, records: list[str]) -> None:
     """`records list` shows the newest first, by task and as JSON."""
     rows = json.loads(run("records", "list", "-c", config, "--json"))

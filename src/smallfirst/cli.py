@@ -16,6 +16,7 @@ from typing import Annotated, Any
 import msgspec
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
@@ -67,7 +68,7 @@ def main() -> None:
     try:
         app()
     except SmallfirstError as error:
-        err.print(f"[bold red]error:[/] {error.message}", highlight=False)
+        err.print("[bold red]error:[/]", escape(error.message), highlight=False)
         if error.hint:
             err.print(f"       {error.hint}", highlight=False, markup=False)
         sys.exit(2 if isinstance(error, ConfigError) else 1)
@@ -293,7 +294,7 @@ def keys_list(config: ConfigOption = None, as_json: JsonOption = False) -> None:
             given = msgspec.to_builtins(row.limits).items()
             limits = ", ".join(f"{k} {v:g}" for k, v in given if v is not None) or "none"
             days = [time.strftime("%Y-%m-%d", time.localtime(t)) if t else "" for t in (row.created_at, row.revoked_at)]
-            table.add_row(row.id, row.name, row.role, limits, *days)
+            table.add_row(row.id, escape(row.name), row.role, limits, *days)
         out.print(table)
 
     with_store(config, work)
