@@ -127,7 +127,8 @@ class Cascade:
         self, route: Route, stage: Stage, request: Request, allowance: Allowance, sink: Sink | None
     ) -> Sequence[_Try]:
         """One stage's attempts: the first, and repairs while they are worth it."""
-        asked, tries = _prepare(stage, request, self.constrain, stream=sink is not None), []
+        left = allowance.left_s(self.clock(), stage.timeout_s)
+        asked, tries = _prepare(stage, request, self.constrain, timeout_s=left, stream=sink is not None), []
         for repairs in range(stage.repairs + 1):
             done = await self._attempt(route, stage, asked, repairs, allowance, sink)
             if isinstance(done.error, ConstraintUnsupported):  # nothing was generated; `features` tell "constrained" 0
@@ -151,7 +152,7 @@ class Cascade:
         started = self.clock()
         timeout = allowance.left_s(started, stage.timeout_s)
         guard = StreamGuard(asked) if sink is not None and not _observed(route, stage) else None
-        run = _Generation(stage, replace(asked, timeout_s=timeout), sink, guard, self.clock)
+        run = _Generation(stage, asked, sink, guard, self.clock)
         completion, error = await run.finish(timeout)
         priced, free = self.pricing.cost(stage, run.answer.usage)
         allowance.spend(priced or 0.0)
@@ -291,7 +292,9 @@ def _unstarted(stage: Stage, last: bool, reason: str) -> Attempt:
     )
 
 
-def _prepare(stage: Stage, request: Request, constrain: Callable[[Request], Json | None], *, stream: bool) -> Request:
+def _prepare(
+    stage: Stage, request: Request, constrain: Callable[[Request], Json | None], *, timeout_s: float, stream: bool
+) -> Request:
     """The request as this stage is asked it: its model, its constraint, log-probabilities where they are watched."""
     capabilities, sampling = stage.backend.capabilities, request.sampling
     if stage.small and capabilities.top_logprobs:
@@ -301,5 +304,11 @@ def _prepare(stage: Stage, request: Request, constrain: Callable[[Request], Json
     if stage.constraint != "free" and capabilities.constraint and (schema := constrain(request)) is not None:
         constraint = Constraint(schema, stage.constraint)
     return replace(
-        request, model=stage.model, adapter=stage.adapter, sampling=sampling, constraint=constraint, stream=stream
+        request,
+        model=stage.model,
+        adapter=stage.adapter,
+        sampling=sampling,
+        constraint=constraint,
+        stream=stream,
+        timeout_s=timeout_s,
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -147,7 +147,7 @@ class Codec:
         payload = None
         if capture:
             if completion is not None and completion.native is not None:
-                completion = replace(completion, native=None)
+                completion = Completion(completion.choices, completion.usage, completion.model)
             data = _encode_attempt((completion, violations, attempt.error))
             payload = self.sealer.seal(data, f"attempt:{record_id}:{n}")
         return (
