@@ -153,6 +153,15 @@ def test_removed_models_are_gone(index: Path) -> None:
         models.locate(NAME)
 
 
+def test_nothing_but_models_is_removed(index: Path, tmp_path: Path) -> None:
+    """A name that is a path deletes nothing, wherever it leads."""
+    models.pull(NAME)
+    other = tmp_path / "mine.gguf"
+    other.touch()
+    assert not models.remove("../../mine")
+    assert other.exists()
+
+
 def test_any_file_may_be_named(index: Path, tmp_path: Path) -> None:
     """A path to a GGUF file is as good as a catalogue name; a path to nothing is an error."""
     assert models.locate(str(tmp_path / "source.gguf")) == tmp_path / "source.gguf"

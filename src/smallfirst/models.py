@@ -143,7 +143,9 @@ def verify(name: str) -> Manifest:
 
 
 def remove(name: str) -> bool:
-    """Deletes a pulled model; False when there was none."""
+    """Deletes a pulled model; False when there was none. A name outside the catalogue is none, whatever lies there."""
+    if name not in CATALOGUE:
+        return False
     existed = _weights_path(name).exists()
     _manifest_path(name).unlink(missing_ok=True)
     _weights_path(name).unlink(missing_ok=True)

@@ -31,7 +31,16 @@ def test_a_keyring_is_read_from_text_and_its_first_key_is_active():
 
 @pytest.mark.parametrize(
     "text",
-    ["", "k", "k:", "k:???", f"k:{encoded(b's', 16)}", f":{encoded(b's')}", f"k:{encoded(b's')},k:{encoded(b's')}"],
+    [
+        "",
+        "k",
+        "k:",
+        "k:???",
+        "k:ü",
+        f"k:{encoded(b's', 16)}",
+        f":{encoded(b's')}",
+        f"k:{encoded(b's')},k:{encoded(b's')}",
+    ],
 )
 def test_a_wrong_keyring_is_refused_without_showing_keys(text):
     """Missing ids, bad base64, wrong lengths and repeated ids are configuration errors that show no key material."""

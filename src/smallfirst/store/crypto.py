@@ -7,7 +7,6 @@ random nonce, ciphertext with its tag. The associated data binds an envelope to 
 from __future__ import annotations
 
 import base64
-import binascii
 import hmac
 import os
 from collections.abc import Mapping
@@ -55,7 +54,7 @@ class Keyring:
                 )
             try:
                 keys[key_id] = base64.b64decode(encoded, validate=True)
-            except binascii.Error as error:
+            except ValueError as error:  # binascii's, or that of a letter outside ASCII
                 raise ConfigError(f"The key {key_id!r} is not base64.") from error
         return cls(next(iter(keys)), keys)
 
