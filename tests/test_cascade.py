@@ -223,6 +223,27 @@ async def test_budget_in_usd_stops_further_stages() -> None:
     assert "budget" in str(outcome.error)
 
 
+async def test_an_answer_that_breaks_off_is_not_free() -> None:
+    """Nobody tells what half an answer cost, so a budget counts what it may have cost; a refusal costs nothing."""
+
+    class ByUsage(Pricing):
+        def cost(self, stage: Stage, usage: Usage) -> tuple[float | None, float | None]:
+            return float(usage.output_tokens), 0.0
+
+    spent = {}
+    for name, script in {
+        "hangs": lambda _: HANG,
+        "breaks": lambda _: (Delta(text="Once"), BackendUnavailable("gone")),
+        "refuses": lambda _: BackendUnavailable("dead"),
+    }.items():
+        alone = stage("large", script, timeout_s=0.05)  # type: ignore[arg-type]
+        await alone.backend.start()
+        allowance = Allowance(time.monotonic(), usd=5.0)
+        await replace(CASCADE, pricing=ByUsage()).run(Route("t", "enforce", (alone,)), request(), allowance)
+        spent[name] = allowance.spent_usd
+    assert spent == {"hangs": 1.0, "breaks": 1.0, "refuses": 0.0}
+
+
 async def test_a_hanging_stage_ends_at_its_time_limit() -> None:
     """The stage's own limit bounds it, and the work is cancelled."""
     small = stage("small", lambda _: HANG, timeout_s=0.05)

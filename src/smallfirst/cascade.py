@@ -155,7 +155,8 @@ class Cascade:
         run = _Generation(stage, asked, sink, guard, self.clock)
         completion, error = await run.finish(timeout)
         priced, free = self.pricing.cost(stage, run.answer.usage)
-        allowance.spend(priced or 0.0)
+        broken_off = error is not None and (run.first_token_s is not None or isinstance(error, BackendTimeout))
+        allowance.spend((self.pricing.expected(stage, asked) if broken_off else priced) or 0.0)
         verdict = Verdict() if completion is None else self.check(asked, completion)
         watched = completion is not None and (stage.small or route.calibrator is not None)
         found = features(asked, cast(Completion, completion), verdict, repairs) if watched else {}

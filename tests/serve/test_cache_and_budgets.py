@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
+import time
 from collections import Counter
+from contextlib import closing
+from pathlib import Path
 
 import pytest
 from recording import Loopback, answer, events, hang, sse
@@ -139,6 +143,19 @@ async def test_a_keys_budget_is_exact_under_load(start: Start, large: Loopback) 
         day = (await gateway.records())[0].created_at // 86_400 * 86_400
         assert await store.spent(row.id, day) == pytest.approx(spent)
     assert all(int(d.headers["retry-after"]) > 0 for d in done if d.status == 429)
+
+
+async def test_a_reservation_outlasts_its_call(start: Start, small: Loopback, tmp_path: Path) -> None:
+    """What a call may cost is held for as long as its stages and their repairs may take."""
+    small.handlers = [hang]
+    gateway = await start(cascade("small_only", repairs=5))
+    key = await gateway.add_key(usd_per_day=1)
+    call = asyncio.create_task(gateway.chat(authorization=f"Bearer {key}"))
+    await small.asked.wait()
+    with closing(sqlite3.connect(tmp_path / "calls.db")) as store:
+        [(until_s,)] = store.execute("SELECT expires_at FROM reservations").fetchall()
+    assert until_s - time.time() > 6 * 120
+    call.cancel()
 
 
 async def test_hanging_up_is_not_free(start: Start, large: Loopback) -> None:

@@ -34,6 +34,7 @@ from smallfirst.wire.accumulate import split
 
 TASK_NAME = re.compile(r"[A-Za-z0-9_.:/-]{1,128}")
 DAY_S = 86_400
+SETTLED_S = 60  # more than the store takes to settle a reservation
 FORWARDED = ("anthropic-beta", "anthropic-version", "idempotency-key", "openai-organization", "openai-project")
 
 
@@ -136,7 +137,7 @@ class Gateway:
             hint = "Give models.NAME.price in smallfirst.toml."
             raise LimitError("The key has a budget in USD, and the price of a model is unknown.", hint=hint)
         day = call.created_at - call.created_at % DAY_S
-        held = await self.store.reserve(call.caller.key, most, limit, day)
+        held = await self.store.reserve(call.caller.key, most, limit, day, ttl_s=_most_s(call))
         if held is None:
             message = f"The key's budget of {limit:g} USD a day does not allow this call (up to {most:.2g} USD)."
             raise LimitError(message, retry_after=day + DAY_S - call.created_at)
@@ -238,6 +239,11 @@ def _most_usd(call: Call) -> float | None:
     """What the call may cost with every stage asked and every repair made, in USD; None when a price is unknown."""
     expected = [(call.cascade.pricing.expected(s, call.request), 1 + s.repairs) for s in call.route.stages]
     return total_usd(None if usd is None else usd * times for usd, times in expected)
+
+
+def _most_s(call: Call) -> float:
+    """Seconds after which the call is over and settled for certain."""
+    return SETTLED_S + sum(stage.timeout_s * (1 + stage.repairs) for stage in call.route.stages)
 
 
 def _gone(call: Call) -> Outcome:
