@@ -164,6 +164,27 @@ async def test_export_yields_every_record_in_full(store):
 
 
 @pytest.mark.parametrize(
+    ("fields", "where"),
+    [
+        ({"user": "ann"}, "user"),
+        ({"safety_identifier": "ann"}, "safety_identifier"),
+        ({"metadata": {"user_id": "ann", "team": "x"}}, "metadata"),
+        ({"metadata": {"smallfirst_user": "ann", "smallfirst_episode": "ann"}}, "metadata"),
+    ],
+)
+async def test_a_body_names_users_by_their_pseudonyms_too(store, fields, where):
+    """Who called stands nowhere in clear, however the client said it; what else the body says is kept."""
+    request = make_request(origin=Origin(user="ann"))
+    record = make_record(request=replace(request, body={**request.body, **fields}))
+    await store.append(record)
+    kept = await store.get(record.id)
+    assert "ann" not in str(kept)
+    assert kept.user in str(kept.body[where])
+    assert kept.body.keys() == record.request.body.keys()
+    assert kept.body["x_unknown"] == request.body["x_unknown"]
+
+
+@pytest.mark.parametrize(
     ("kind", "value"), [("correct", True), ("score", 0.25), ("answer", {"a": [1, "ü"]}), ("comment", "no\nwonder")]
 )
 async def test_feedback_keeps_its_value(store, kind, value):

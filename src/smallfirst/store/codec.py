@@ -32,6 +32,9 @@ FEEDBACK_COLUMNS = "id, record_id, created_at, kind, source, number, payload"
 _SPLIT_BY_ITEM = frozenset({"messages", "input"})
 _KEPT_WHOLE = frozenset({"tools", "system", "instructions"})
 _HOUR_S = 3600
+# Where a body names users and episodes (in OpenAI's and Anthropic's words, and ours): field to kind of origin.
+_NAMED_IN_BODY = {"user": "user", "safety_identifier": "user"}
+_NAMED_IN_METADATA = {"user_id": "user", "smallfirst_user": "user", "smallfirst_episode": "episode"}
 
 
 def _plain(value: object) -> object:
@@ -190,7 +193,7 @@ class Codec:
 
     def _pieces(self, request: Request, hour: int, contents: dict[bytes, Row]) -> Payload:
         pieces = Payload(rest={})
-        for name, value in request.body.items():
+        for name, value in self._pseudonymous(request.body).items():
             if name in _SPLIT_BY_ITEM and isinstance(value, list):
                 pieces.split[name] = [self._content(item, hour, contents) for item in value]
             elif name in _KEPT_WHOLE:
@@ -200,6 +203,15 @@ class Codec:
         if list(request.messages) != request.body.get("messages"):
             pieces.messages = [self._content(message, hour, contents) for message in request.messages]
         return pieces
+
+    def _pseudonymous(self, body: Json) -> Json:
+        """`body` with the users and episodes that it names as pseudonyms."""
+        body, metadata = self._hashed(body, _NAMED_IN_BODY), body.get("metadata")
+        return {**body, "metadata": self._hashed(metadata, _NAMED_IN_METADATA)} if isinstance(metadata, dict) else body
+
+    def _hashed(self, fields: Json, kinds: Mapping[str, str]) -> Json:
+        named = {name: kind for name, kind in kinds.items() if isinstance(fields.get(name), str)}
+        return {**fields, **{name: self.hasher.origin(kind, fields[name]) for name, kind in named.items()}}
 
     def _content(self, value: object, hour: int, contents: dict[bytes, Row]) -> bytes:
         data = encode(value)

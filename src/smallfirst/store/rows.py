@@ -31,8 +31,9 @@ class RecordFilter:
 class StoredRecord:
     """A record as it was kept. `body` is the client's JSON object, put together again; `messages` are chat messages.
 
-    `user` and `episode` are pseudonyms. Without capture `body` and `messages` are empty and each completion has its
-    usage but no choices. `attempts` holds the call's own attempts, then those added later; `served` indexes them.
+    `user` and `episode` are pseudonyms, also where the body names them. Without capture `body` and `messages` are empty
+    and each completion has its usage but no choices. `attempts` holds the call's own attempts, then those added later;
+    `served` indexes them.
     """
 
     id: str
