@@ -56,6 +56,9 @@ def test_a_task_is_the_cascade_with_its_own_words_laid_over() -> None:
         ("tasks = 3", "tasks"),
         ("[matches.x]", "matches"),
         ("[cascade]\nstages = ['small', 'small']", "twice"),
+        ("[models.a]\nbackend = 'fake'\nmax_retries = -1", "max_retries"),
+        ("[server]\nbody_timeout_s = 0", "body_timeout_s"),
+        ("[cascade]\nmax_usd = -0.1", "max_usd"),
     ],
 )
 def test_mistakes_are_named(text: str, says: str) -> None:

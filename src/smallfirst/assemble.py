@@ -36,11 +36,10 @@ class StagePricing:
     """What stages cost: embedded models by machine time, hosted ones by the price list or the configuration."""
 
     def __init__(self, config: Config) -> None:
-        self._machine = {
-            name: Price(machine_usd_per_hour=model.machine_usd_per_hour or config.machine_usd_per_hour)
-            for name, model in config.models.items()
-            if model.backend == "llamacpp" or model.machine_usd_per_hour is not None
-        }
+        models = config.models.items()
+        default = {name: config.machine_usd_per_hour for name, m in models if m.backend == "llamacpp"}
+        given = {name: m.machine_usd_per_hour for name, m in models if m.machine_usd_per_hour is not None}
+        self._machine = {name: Price(machine_usd_per_hour=usd) for name, usd in (default | given).items()}
         self._fixed = {name: Price(**msgspec.structs.asdict(m.price)) for name, m in config.models.items() if m.price}
         self._list = PriceList()
 

@@ -108,7 +108,9 @@ def init(
 def serve(
     config: ConfigOption = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on; overrides server.host.")] = None,
-    port: Annotated[int | None, typer.Option(help="Port to listen on; overrides server.port.")] = None,
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="Port to listen on; overrides server.port.")
+    ] = None,
 ) -> None:
     """Run the gateway."""
     from smallfirst.serve.server import run

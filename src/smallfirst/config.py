@@ -11,14 +11,19 @@ import hashlib
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
+from msgspec import Meta
 
 from smallfirst.errors import ConfigError
 from smallfirst.types import ConstraintMode, Mode
 
 DEFAULT_FILE = Path("smallfirst.toml")
+
+Count = Annotated[int, Meta(ge=0)]
+Amount = Annotated[float, Meta(ge=0)]
+Duration = Annotated[float, Meta(gt=0)]
 
 
 class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -26,10 +31,10 @@ class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
     host: str = "127.0.0.1"
     port: int = 8787
-    max_body_mb: float = 20
-    body_timeout_s: float = 30
-    write_timeout_s: float = 30
-    max_concurrent: int = 512
+    max_body_mb: Amount = 20
+    body_timeout_s: Duration = 30
+    write_timeout_s: Duration = 30
+    max_concurrent: Count = 512
 
 
 class StoreConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -39,16 +44,16 @@ class StoreConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     url: str = "sqlite:///smallfirst.db"
     durability: Literal["process", "power"] = "process"
     encryption_key_env: str = "SMALLFIRST_ENCRYPTION_KEY"
-    retention_days: float = 0
+    retention_days: Amount = 0
 
 
 class PriceConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """USD per million tokens, for a model that the price list does not know or prices otherwise."""
 
-    input: float
-    output: float
-    cached_input: float | None = None
-    cache_write: float | None = None
+    input: Amount
+    output: Amount
+    cached_input: Amount | None = None
+    cache_write: Amount | None = None
 
 
 class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -67,20 +72,20 @@ class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     api_key_env: str = ""
     preset: str = ""
     modalities: tuple[Literal["text", "image", "audio", "file"], ...] = ()
-    max_retries: int = 2
+    max_retries: Count = 2
     price: PriceConfig | None = None
     # the embedded engine
     weights: str = ""
     adapters: Mapping[str, str] = {}
     adapter: str = ""
-    threads: int = 0
-    batch_threads: int = 0
-    slots: int = 0
-    context: int = 0
-    machine_usd_per_hour: float | None = None
+    threads: Count = 0
+    batch_threads: Count = 0
+    slots: Count = 0
+    context: Count = 0
+    machine_usd_per_hour: Amount | None = None
     # both; `small` by default: is it embedded?
     small: bool | None = None
-    timeout_s: float = 120
+    timeout_s: Duration = 120
 
     @property
     def is_small(self) -> bool:
@@ -101,7 +106,7 @@ class ValidatorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
 class CacheConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Exact response cache of a task: only at temperature 0, or when the caller asks by `x-smallfirst-cache: use`."""
 
-    ttl_s: float = 3600
+    ttl_s: Amount = 3600
 
 
 class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -121,8 +126,8 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     capture: bool = True
     validators: tuple[ValidatorConfig, ...] = ()
     cache: CacheConfig | None = None
-    max_usd: float | None = None
-    max_seconds: float | None = None
+    max_usd: Amount | None = None
+    max_seconds: Duration | None = None
 
 
 class Match(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -154,7 +159,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     tasks: Mapping[str, Policy] = {}
     matches: Mapping[str, Match] = {}
     telemetry: Telemetry = Telemetry()
-    machine_usd_per_hour: float = 0.10
+    machine_usd_per_hour: Amount = 0.10
 
     @property
     def hash(self) -> str:
