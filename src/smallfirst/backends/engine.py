@@ -135,7 +135,8 @@ class Engine:
         except asyncio.CancelledError:
             await self._stop()
             raise
-        answer = json.loads(said) if said else {"error": f"it ended with exit code {await self._process.wait()}"}
+        whole = said.endswith(b"\n")
+        answer = json.loads(said) if whole else {"error": f"it ended with exit code {await self._process.wait()}"}
         if "url" not in answer:
             await self._stop()
             raise ModelFileError(
