@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -14,6 +15,7 @@ from smallfirst.budget import Allowance
 from smallfirst.cascade import Cascade, Outcome
 from smallfirst.errors import BackendError, BackendUnavailable, ConstraintUnsupported, NoAnswerError
 from smallfirst.types import (
+    Attempt,
     Capabilities,
     Choice,
     Completion,
@@ -250,6 +252,22 @@ async def test_a_hanging_stage_ends_at_its_time_limit() -> None:
     outcome = await run([small, stage("large", calls(GOOD))])
     assert (outcome.decision, outcome.reason) == ("escalate", "error:timeout")
     assert small.backend.cancelled == 1  # type: ignore[attr-defined]
+
+
+async def test_a_cancelled_call_tells_the_attempts_made() -> None:
+    """What was tried before the client went away can be recorded, a stage's first answer before its repair too."""
+    left = iter([call(BAD), HANG])
+    small = stage("small", lambda _: next(left), repairs=1)  # type: ignore[arg-type, return-value]
+    await small.backend.start()
+    attempts: list[Attempt] = []
+    route, allowance = Route("t", "small_only", (small,)), Allowance(time.monotonic())
+    running = asyncio.create_task(CASCADE.run(route, request(), allowance, None, attempts))
+    while len(small.backend.seen) < 2:  # type: ignore[attr-defined]  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert [(a.kind, a.reason) for a in attempts] == [("generate", "invalid:arguments")]
 
 
 async def test_only_the_last_stage_streams() -> None:

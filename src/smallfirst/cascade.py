@@ -8,7 +8,7 @@ first byte that no valid answer can contain. Nothing here knows HTTP, a database
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, cast
@@ -106,36 +106,40 @@ class Cascade:
                 )
                 attempts.append(_unstarted(stage, last, "budget"))
                 continue
-            tries = await self._stage(route, stage, request, allowance, sink if last else None)
-            attempts += [t.attempt for t in tries]
-            error = tries[-1].error or error
+            error = await self._stage(route, stage, request, allowance, sink if last else None, attempts) or error
             if attempts[-1].decision == "accept":
                 return _accepted(stage, attempts)
         return _fallback(attempts, error, streamed=sink is not None and attempts[-1].first_token_s is not None)
 
     async def shadow(self, stage: Stage, request: Request, allowance: Allowance) -> tuple[Attempt, ...]:
         """Answer `request` as `stage` would have, for the record only."""
-        route = Route("", "observe", (stage,))
-        tries = await self._stage(route, stage, request, allowance, None)
-        return tuple(replace(t.attempt, decision="shadow") for t in tries)
+        attempts: list[Attempt] = []
+        await self._stage(Route("", "observe", (stage,)), stage, request, allowance, None, attempts)
+        return tuple(replace(a, decision="shadow") for a in attempts)
 
     def _affordable(self, stage: Stage, request: Request, allowance: Allowance) -> bool:
         expected = 0.0 if allowance.usd is None else self.pricing.expected(stage, request)
         return allowance.allows(expected, self.clock())
 
     async def _stage(
-        self, route: Route, stage: Stage, request: Request, allowance: Allowance, sink: Sink | None
-    ) -> Sequence[_Try]:
-        """One stage's attempts: the first, and repairs while they are worth it."""
+        self,
+        route: Route,
+        stage: Stage,
+        request: Request,
+        allowance: Allowance,
+        sink: Sink | None,
+        attempts: list[Attempt],
+    ) -> BackendError | None:
+        """Add one stage's attempts: the first, and repairs while they are worth it. The error of the last one."""
         left = allowance.left_s(self.clock(), stage.timeout_s)
-        asked, tries = _prepare(stage, request, self.constrain, timeout_s=left, stream=sink is not None), []
+        asked = _prepare(stage, request, self.constrain, timeout_s=left, stream=sink is not None)
         for repairs in range(stage.repairs + 1):
             done = await self._attempt(route, stage, asked, repairs, allowance, sink)
             if isinstance(done.error, ConstraintUnsupported):  # nothing was generated; `features` tell "constrained" 0
                 asked = replace(asked, constraint=None)
                 done = await self._attempt(route, stage, asked, repairs, allowance, sink)
-            tries.append(done)
             attempt = done.attempt
+            attempts.append(attempt)
             repairable = sink is None and attempt.completion is not None and not attempt.verdict.ok
             if attempt.decision == "accept" or not repairable or repairs == stage.repairs:
                 break
@@ -143,7 +147,7 @@ class Cascade:
                 break
             said = repair_messages(request, cast(Completion, attempt.completion), attempt.verdict)
             asked = WIRES[asked.wire].extend(asked, said)
-        return tries
+        return done.error
 
     async def _attempt(
         self, route: Route, stage: Stage, asked: Request, repairs: int, allowance: Allowance, sink: Sink | None
