@@ -145,7 +145,6 @@ class Capabilities:
     tools: bool = True
     custom_tools: bool = False
     tool_choice_enforced: bool = True
-    json_schema: bool = True
     constraint: bool = False
     top_logprobs: int = 0
     many: bool = True
