@@ -144,12 +144,13 @@ def anthropic(tool: bool) -> Any:
 
 @asynccontextmanager
 async def llamacpp(tool: bool) -> AsyncIterator[Rig]:
-    """One engine for all tests, as starting it takes seconds."""
+    """One engine for all tests, as starting it takes seconds; one thread, as two that wait for each other on a busy
+    machine take ten times as long."""
     from smallfirst import models
     from smallfirst.backends.llamacpp import EngineConfig, LlamaCppBackend
 
     if not engines:
-        backend = LlamaCppBackend(EngineConfig(weights=await asyncio.to_thread(models.pull), slots=2))
+        backend = LlamaCppBackend(EngineConfig(weights=await asyncio.to_thread(models.pull), slots=2, batch_threads=1))
         await backend.start()
         engines.append(backend)
     yield Rig(engines[0])

@@ -75,9 +75,10 @@ def write_adapter(path: Path) -> Path:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def backend(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[LlamaCppBackend]:
+    """An engine with an adapter; one thread, as two that wait for each other on a busy machine take ten times as long."""
     weights = await asyncio.to_thread(models.pull)
     adapter = write_adapter(tmp_path_factory.mktemp("lora") / "noise.gguf")
-    made = LlamaCppBackend(EngineConfig(weights, context=512, slots=2, adapters={"noise": adapter}))
+    made = LlamaCppBackend(EngineConfig(weights, context=512, slots=2, batch_threads=1, adapters={"noise": adapter}))
     await made.start()
     yield made
     await made.close()
@@ -280,7 +281,7 @@ async def test_an_engine_that_stays_dead_fails_at_once(tmp_path: Path) -> None:
     """When the child cannot be started again, requests fail without waiting, so that a larger model answers."""
     weights = tmp_path / "weights.gguf"
     weights.symlink_to(await asyncio.to_thread(models.pull))
-    dying = LlamaCppBackend(EngineConfig(weights, context=512, slots=1))
+    dying = LlamaCppBackend(EngineConfig(weights, context=512, slots=1, batch_threads=1))
     await dying.start()
     weights.unlink()
     assert dying.engine.pid is not None
