@@ -73,8 +73,8 @@ def features(request: Request, completion: Completion, verdict: Verdict, repairs
 
     Of the request: tools (callable ones), schema_chars (canonical JSON of their and the answer's schemas),
     prompt_chars (texts of the messages). Of the attempt: repairs, violations, constrained (1 when the backend was told
-    a schema to hold decoding to, else 0), no_call (1 when tools were offered and none was called, else 0; absent without
-    tools).
+    a schema to hold decoding to, else 0), no_call (1 when tools were offered and none was called, else 0;
+    absent without tools).
 
     From log-probabilities, over the value tokens: value_tokens (their number), margin_mean, margin_min, margin_p10
     (see `margin`; tokens without one are left out), logprob_sum and logprob_mean (natural logs).
