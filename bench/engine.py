@@ -35,7 +35,7 @@ from smallfirst.backends.engine import EngineSettings
 from smallfirst.backends.llamacpp import EngineConfig, LlamaCppBackend
 from smallfirst.backends.toolprompt import constraint_schema, grammar
 from smallfirst.stats import Figure, mean, ratio, wilson
-from smallfirst.types import Constraint, Request, Sampling, Tool, ToolCall
+from smallfirst.types import Constraint, Request, Sampling, Tool, ToolCall, ToolChoice
 
 FORMATS = ("Q4_1", "Q8_0", "Q4_0")
 Row = dict[str, Any]
@@ -163,18 +163,25 @@ async def prefix(weights: Mapping[str, Path], rounds: int) -> list[Row]:
     return rows
 
 
-def questions(count: int, split: str) -> tuple[bfcl.Question, ...]:
+def questions(count: int, split: str, tool_choice: str) -> tuple[bfcl.Question, ...]:
     def tuning(question: bfcl.Question) -> bool:
         return hashlib.sha256(question.id.encode()).digest()[-1] % 2 == 0
 
-    return bfcl.sample([q for q in bfcl.load(bfcl.fetch()) if tuning(q) == (split == "tuning")], count)
+    categories = bfcl.WANTING_CALLS if tool_choice == "required" else bfcl.LIVE
+    return bfcl.sample([q for q in bfcl.load(bfcl.fetch(), categories) if tuning(q) == (split == "tuning")], count)
 
 
-def asked(question: bfcl.Question, mode: str) -> Request:
+def asked(question: bfcl.Question, mode: str, tool_choice: str) -> Request:
     functions = [t["function"] for t in bfcl.tools(question.functions)]
     tools = tuple(Tool(f["name"], f.get("description", ""), f["parameters"]) for f in functions)
     request = Request(
-        wire="chat", body={}, model="", messages=question.messages, tools=tools, sampling=Sampling(max_tokens=120)
+        wire="chat",
+        body={},
+        model="",
+        messages=question.messages,
+        tools=tools,
+        tool_choice=ToolChoice(tool_choice),
+        sampling=Sampling(max_tokens=120),
     )
     schema = constraint_schema(request)
     return request if mode == "free" or schema is None else replace(request, constraint=Constraint(schema, mode))
@@ -185,21 +192,25 @@ async def calls(backend: LlamaCppBackend, request: Request) -> list[ToolCall]:
     return [ToolCall(c.id or "", c.name or "", c.arguments) for c in found]
 
 
-async def accuracy(weights: Mapping[str, Path], modes: Sequence[str], count: int, split: str) -> list[Row]:
+async def accuracy(
+    weights: Mapping[str, Path], modes: Sequence[str], count: int, split: str, tool_choice: str
+) -> list[Row]:
     rows: list[Row] = []
-    drawn = questions(count, split)
+    drawn = questions(count, split, tool_choice)
     for name, path in weights.items():
         backend = LlamaCppBackend(EngineConfig(path, slots=1))
         await backend.start()
         for mode in modes:
             right: dict[bool, list[bool]] = {True: [], False: []}  # by whether a call is wanted
-            called = 0
+            called = chosen = 0
             begin = time.perf_counter()
             for question in drawn:
-                given = await calls(backend, asked(question, mode))
+                given = await calls(backend, asked(question, mode, tool_choice))
                 verdict = bfcl.score(given, question.gold, question.functions, question.category)
                 right[bool(question.gold)].append(verdict.correct)
                 called += bool(given)
+                wanted = sorted(bfcl.tool_name(name) for call in question.gold for name in call)
+                chosen += sorted(call.name for call in given) == wanted
             rows.append(
                 {
                     "format": name,
@@ -207,6 +218,7 @@ async def accuracy(weights: Mapping[str, Path], modes: Sequence[str], count: int
                     "right": wilson(sum(right[True]) + sum(right[False]), len(drawn)),
                     "right, call wanted": wilson(sum(right[True]), len(right[True])),
                     "right, none wanted": wilson(sum(right[False]), len(right[False])),
+                    "right tools": wilson(chosen, len(drawn)),
                     "called": wilson(called, len(drawn)),
                     "s / question": (time.perf_counter() - begin) / len(drawn),
                 }
@@ -246,6 +258,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=64, help="answer length for speed")
     parser.add_argument("--modes", nargs="+", choices=["free", "constrained", "late"], default=["free", "constrained"])
     parser.add_argument("--questions", type=int, default=40)
+    parser.add_argument("--tool-choice", choices=["auto", "required"], default="required")
     parser.add_argument("--split", choices=["tuning", "reporting"], default="reporting")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
@@ -261,7 +274,7 @@ def main() -> None:
         elif given.what == "prefix":
             rows = asyncio.run(prefix(weights, given.rounds))
         else:
-            rows = asyncio.run(accuracy(weights, given.modes, given.questions, given.split))
+            rows = asyncio.run(accuracy(weights, given.modes, given.questions, given.split, given.tool_choice))
     show(rows, as_json=given.json)
 
 

@@ -31,6 +31,7 @@ class Exchange:
     def __init__(self, scope: Scope, receive: Receive, send: Send, *, write_timeout_s: float) -> None:
         self.scope = scope
         self.started = False
+        self._ended = False
         self._receive, self._send, self._write_timeout = receive, send, write_timeout_s
 
     @cached_property
@@ -68,7 +69,7 @@ class Exchange:
     ) -> None:
         """Send a complete answer."""
         raw = _encode({"content-type": media_type, "content-length": str(len(body)), **(headers or {})})
-        self.started = True
+        self.started = self._ended = True
         start = {"type": "http.response.start", "status": status, "headers": raw}
         await self._write(start, {"type": "http.response.body", "body": body})
 
@@ -79,6 +80,7 @@ class Exchange:
 
     async def write(self, data: bytes, *, last: bool = False) -> None:
         """Send a piece of a stream. Raises ClientGone when the client does not take it in time."""
+        self._ended = last
         await self._write({"type": "http.response.body", "body": data, "more_body": not last})
 
     async def _write(self, *messages: dict[str, Any]) -> None:
@@ -91,18 +93,24 @@ class Exchange:
 
     async def while_connected(self, work: Callable[[], Awaitable[None]]) -> None:
         """Run `work` (after the body was read); when the client hangs up, cancel it and raise ClientGone."""
-        task = asyncio.ensure_future(work())
-        gone = asyncio.ensure_future(self._receive())
+        task = asyncio.current_task()
+        assert task is not None
+        watching = asyncio.ensure_future(self._cancel_when_gone(task))
         try:
-            await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-            if not task.done():
-                raise ClientGone
-            await task
+            await work()
+        except asyncio.CancelledError:
+            if not watching.done():
+                raise
+            task.uncancel()
+            raise ClientGone from None
         finally:
-            gone.cancel()
-            if not task.done():
-                task.cancel()
-                await asyncio.gather(task, return_exceptions=True)  # it has to record that the client went away
+            watching.cancel()
+
+    async def _cancel_when_gone(self, task: asyncio.Task[Any]) -> None:
+        """The server also says "disconnect" once the answer is complete; that cancels nothing."""
+        await self._receive()
+        if not self._ended:
+            task.cancel()
 
 
 def _too_large(size: int, limit: int) -> TooLargeError:

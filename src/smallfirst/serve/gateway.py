@@ -78,7 +78,9 @@ class Gateway:
 
     async def _answer(self, wire: Wire, exchange: Exchange, caller: Caller, raw: bytes) -> None:
         request = WIRES[wire].parse(raw, _origin(exchange.headers, caller))
-        call = self._plan(replace(request, headers=_forwarded(exchange.headers)), caller)
+        if headers := _forwarded(exchange.headers):
+            request = replace(request, headers=headers)
+        call = self._plan(request, caller)
         stream = _Stream(exchange, call) if call.request.stream else None
         try:
             outcome = await self._outcome(call, exchange.headers, stream)

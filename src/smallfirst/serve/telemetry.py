@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import structlog
@@ -17,7 +18,6 @@ from smallfirst import config
 from smallfirst.errors import ConfigError
 from smallfirst.types import Attempt, Record
 
-log = structlog.get_logger("smallfirst")
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 
 
@@ -44,7 +44,9 @@ class Telemetry:
         self._tokens = self._counter("tokens", "Tokens", "stage", "direction")
         self._cost = self._counter("cost_usd", "Cost in USD, local machine time priced", "stage")
         self._unpriced = self._counter("unpriced_attempts", "Attempts whose price is unknown", "stage")
-        self._dropped = self._counter("shadow_dropped", "Shadow attempts given up because too many waited")
+        self._dropped = Counter(
+            "smallfirst_shadow_dropped", "Shadow attempts given up because too many waited", registry=self._registry
+        )
         self._refused = self._counter("refused", "Calls refused before a model was asked", "code")
         self._seconds = self._histogram("call_seconds", "Seconds from arrival to durable record", "decision")
         self._stage_seconds = self._histogram("attempt_seconds", "Seconds of an attempt", "stage")
@@ -52,12 +54,11 @@ class Telemetry:
 
     def observe(self, record: Record) -> None:
         """Count a recorded call."""
-        self._calls.labels(record.request.wire, record.mode, record.decision, record.status).inc()
-        self._seconds.labels(record.decision).observe(record.seconds)
+        self._calls(record.request.wire, record.mode, record.decision, record.status).inc()
+        self._seconds(record.decision).observe(record.seconds)
         self.attempted(record.attempts)
         if self._tracer is not None:
             _span(self._tracer, record)
-        log.debug("call", record=record.id, task=record.task, decision=record.decision, reason=record.reason)
 
     def attempted(self, attempts: Sequence[Attempt]) -> None:
         """Count attempts: those of a recorded call, or those made in shadow after it."""
@@ -66,7 +67,7 @@ class Telemetry:
 
     def refused(self, code: str) -> None:
         """Count a call that was refused before a model was asked."""
-        self._refused.labels(code).inc()
+        self._refused(code).inc()
 
     def shadow_dropped(self) -> None:
         """Count a shadow attempt that was given up."""
@@ -82,22 +83,24 @@ class Telemetry:
             self._tracer.provider.shutdown()
 
     def _attempt(self, attempt: Attempt) -> None:
-        self._attempts.labels(attempt.stage, attempt.kind, attempt.decision, attempt.reason).inc()
-        self._stage_seconds.labels(attempt.stage).observe(attempt.seconds)
+        self._attempts(attempt.stage, attempt.kind, attempt.decision, attempt.reason).inc()
+        self._stage_seconds(attempt.stage).observe(attempt.seconds)
         if attempt.cost_usd is None:
-            self._unpriced.labels(attempt.stage).inc()
+            self._unpriced(attempt.stage).inc()
         else:
-            self._cost.labels(attempt.stage).inc(attempt.cost_usd)
+            self._cost(attempt.stage).inc(attempt.cost_usd)
         if attempt.completion is not None and attempt.kind != "cache":
             usage = attempt.completion.usage
-            self._tokens.labels(attempt.stage, "input").inc(usage.input_tokens)
-            self._tokens.labels(attempt.stage, "output").inc(usage.output_tokens)
+            self._tokens(attempt.stage, "input").inc(usage.input_tokens)
+            self._tokens(attempt.stage, "output").inc(usage.output_tokens)
 
-    def _counter(self, name: str, text: str, *labels: str) -> Counter:
-        return Counter(f"smallfirst_{name}", text, labels, registry=self._registry)
+    def _counter(self, name: str, text: str, *labels: str) -> Callable[..., Counter]:
+        """The counter of given label values; kept, because finding it costs more than counting."""
+        return cache(Counter(f"smallfirst_{name}", text, labels, registry=self._registry).labels)
 
-    def _histogram(self, name: str, text: str, *labels: str) -> Histogram:
-        return Histogram(f"smallfirst_{name}", text, labels, registry=self._registry, buckets=SECONDS)
+    def _histogram(self, name: str, text: str, *labels: str) -> Callable[..., Histogram]:
+        metric = Histogram(f"smallfirst_{name}", text, labels, registry=self._registry, buckets=SECONDS)
+        return cache(metric.labels)
 
 
 class _Tracer:
