@@ -75,7 +75,7 @@ def write_adapter(path: Path) -> Path:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def backend(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[LlamaCppBackend]:
-    """An engine with an adapter; one thread, as two that wait for each other on a busy machine take ten times as long."""
+    """An engine with an adapter; one thread, as two that wait for each other on a busy machine take far longer."""
     weights = await asyncio.to_thread(models.pull)
     adapter = write_adapter(tmp_path_factory.mktemp("lora") / "noise.gguf")
     made = LlamaCppBackend(EngineConfig(weights, context=512, slots=2, batch_threads=1, adapters={"noise": adapter}))
