@@ -18,7 +18,9 @@ MODELS = [
     for provider in get_snapshot().providers
     if provider.id in ("openai", "anthropic", "google", "mistral", "groq", "perplexity", "azure", "together")
     for model in provider.models
-    if isinstance(model.prices, ModelPrice) and (vars(model.prices).get("input_mtok") is not None)
+    if isinstance(model.prices, ModelPrice)
+    and (vars(model.prices).get("input_mtok") is not None)
+    and model.is_match(model.id)  # some of the list are not found by their own id
 ]
 
 
