@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from smallfirst.assemble import StagePricing
+from smallfirst.assemble import StagePricing, assemble
 from smallfirst.backends.fake import FakeBackend
 from smallfirst.config import parse
 from smallfirst.types import Stage, Usage
@@ -16,3 +18,13 @@ def test_machine_time_is_priced_by_the_model_then_by_default(given: str, usd: fl
     text = f"machine_usd_per_hour = 2.0\n[models.m]\nbackend = 'llamacpp'\nweights = 'x.gguf'\n{given}"
     cost = StagePricing(parse(text, {})).cost(Stage("m", FakeBackend(), "m"), Usage(busy_seconds=3600.0))
     assert cost == (usd, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("weights", "model"), [("/srv/models/tiny-1.gguf", "tiny-1"), ("smollm2-135m", "smollm2-135m"), ("", "m")]
+)
+async def test_clients_see_a_models_name_and_no_path(tmp_path: Path, weights: str, model: str) -> None:
+    """Weights given by path are known by their file's name, weights of the catalogue by theirs."""
+    tables = f"[models.m]\nbackend = 'fake'\nweights = '{weights}'\n[store]\nurl = 'sqlite:///{tmp_path}/x.db'"
+    async with assemble(parse(tables, {}), {}) as parts:
+        assert parts.candidates["m"].stage.model == model

@@ -163,11 +163,13 @@ def _capabilities(preset: Capabilities, model: ModelConfig) -> Capabilities:
 
 
 def _candidate(name: str, model: ModelConfig, backend: Backend) -> Candidate:
-    asked = model.model or (model.weights if model.backend in {"llamacpp", "fake"} else "")
+    asked = model.model
+    if not asked and model.backend in {"llamacpp", "fake"}:  # clients see this name, and no path of this machine
+        asked = model.weights if model.weights in models.CATALOGUE else Path(model.weights).stem or name
     stage = Stage(
         name,
         backend,
-        asked or name if model.backend in {"llamacpp", "fake"} else asked,
+        asked,
         small=model.is_small,
         adapter=model.adapter or None,
         timeout_s=model.timeout_s,
