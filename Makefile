@@ -11,11 +11,12 @@ demo: .venv/demo  ## answer real function-calling questions with the embedded mo
 test: .venv/dev  ## run the tests
 	$(BIN)/python -m pytest
 
-check: .venv/dev  ## lint, types, import contracts
+check: .venv/dev  ## lint, types, import contracts, shape
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python -m pytest tests/test_shape.py
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -148,7 +148,7 @@ def _arguments_fit(request: Request, choice: Choice) -> Iterator[Violation]:
         if tool is None:
             continue
         path, what = f"$.tool_calls[{index}].arguments", f"The arguments of {tool.name}"
-        yield from _json_fits("arguments", what, path, call.arguments, tool.parameters, must_be_object=True)
+        yield from _json_fits("arguments", what, path, call.arguments or "{}", tool.parameters, must_be_object=True)
 
 
 def _text_fits(request: Request, choice: Choice) -> Iterator[Violation]:
