@@ -186,7 +186,6 @@ def test_empty_arguments_are_no_arguments() -> None:
     assert [v.ok for v in verdicts] == [True, False]
 
 
-
 @given(st.text(), st.text(max_size=30))
 def test_any_answer_gets_a_verdict(arguments: str, name: str) -> None:
     """No answer, however odd, raises; messages stay short."""

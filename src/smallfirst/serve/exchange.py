@@ -122,6 +122,8 @@ def _too_large(size: int, limit: int) -> TooLargeError:
 def printable(value: str) -> str:
     """`value` as it may stand in a header: nothing in it can end the line or smuggle in another header, and no client
     refuses it for its length."""
+    if len(value) <= _LONGEST and value.isascii() and value.isprintable():
+        return value
     return _UNPRINTABLE.sub("?", value[:_LONGEST])
 
 

@@ -11,7 +11,7 @@ import os
 import re
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 
 import msgspec
@@ -122,18 +122,15 @@ class Gateway:
             call.attempts.append(cached)
             return Outcome(tuple(call.attempts), 0, "accept" if cached.small else "escalate", "cache")
         allowance = Allowance(call.started, call.policy.max_usd, call.policy.max_seconds)
-        async with self._reserved(call, allowance):
+        limit = call.caller.limits.usd_per_day
+        async with self._reserved(call, allowance, limit) if limit is not None else nullcontext():
             outcome = await call.cascade.run(call.route, call.request, allowance, stream, call.attempts)
         await self.cache.put(call.request, call.route, call.policy, headers, outcome)
         return outcome
 
     @asynccontextmanager
-    async def _reserved(self, call: Call, allowance: Allowance) -> AsyncIterator[None]:
+    async def _reserved(self, call: Call, allowance: Allowance, limit: float) -> AsyncIterator[None]:
         """Hold what the call may cost at most against its key's daily budget; settle what it did cost."""
-        limit = call.caller.limits.usd_per_day
-        if limit is None:
-            yield
-            return
         most = _most_usd(call)
         if most is None:
             hint = "Give models.NAME.price in smallfirst.toml."
