@@ -162,9 +162,11 @@ def test_report(config: str, records: list[str]) -> None:
 
 
 def test_report_of_nothing(config: str) -> None:
-    """A report over no calls is no error."""
-    run("report", "-c", config)
-    json.loads(run("report", "-c", config, "--json"))
+    """Where nothing is recorded, a report and a list say what to do; as JSON they stay data."""
+    assert "smallfirst serve" in run("report", "-c", config)
+    assert "smallfirst serve" in run("records", "list", "-c", config)
+    assert json.loads(run("report", "-c", config, "--json"))
+    assert json.loads(run("records", "list", "-c", config, "--json")) == []
 
 
 def test_models_list() -> None:

@@ -34,6 +34,7 @@ app.add_typer(records_app, name="records")
 app.add_typer(keys_app, name="keys")
 app.add_typer(models_app, name="models")
 
+NOTHING_RECORDED = "No such calls are recorded. [bold]smallfirst serve[/] records those sent through it."
 out, err = Console(), Console(stderr=True)
 
 
@@ -176,7 +177,7 @@ def report(
         if as_json:
             print_json(reports.to_rows(result))
         else:
-            out.print(reports.render(result))
+            out.print(reports.render(result) if result.overall.calls else NOTHING_RECORDED)
 
     with_store(config, work, store)
 
@@ -202,6 +203,9 @@ def records_list(
         rows = await db.list_records(wanted, limit=limit)
         if as_json:
             print_json(rows)
+            return
+        if not rows:
+            out.print(NOTHING_RECORDED)
             return
         table = Table(
             Column("record", min_width=36), "when", "task", "decision", "reason", "model", "tokens", "s", "USD", "right"
