@@ -39,22 +39,14 @@ def canonical_json(value: Any) -> str:
 
 
 class SchemaCache(Generic[_T]):
-    """The `size` last used results of `build(schema)`, found by a digest of the schema's canonical JSON.
-
-    The very same object is found without a digest: a schema is never changed in place (tools that recur are the same
-    objects, see `wire.shared.make_tool`).
-    """
+    """The `size` last used results of `build(schema)`, found by a digest of the schema's canonical JSON."""
 
     def __init__(self, build: Callable[[Json], _T], size: int = 512) -> None:
         self._build = build
         self._size = size
         self._entries: OrderedDict[bytes, _T] = OrderedDict()
-        self._same: dict[int, tuple[Json, _T]] = {}
 
     def __call__(self, schema: Json) -> _T:
-        same = self._same.get(id(schema))
-        if same is not None and same[0] is schema:
-            return same[1]
         key = hashlib.blake2b(msgspec.json.encode(schema, order="sorted"), digest_size=16).digest()
         entry = self._entries.pop(key, None)
         if entry is None:
@@ -62,9 +54,6 @@ class SchemaCache(Generic[_T]):
         self._entries[key] = entry
         while len(self._entries) > self._size:
             self._entries.popitem(last=False)
-        if len(self._same) >= self._size:
-            self._same.clear()
-        self._same[id(schema)] = (schema, entry)
         return entry
 
 

@@ -27,8 +27,7 @@ class ResponseCache:
     """Looks up and keeps served attempts under the digest of everything that shaped them."""
 
     def __init__(self, store: Store, config_hash: str) -> None:
-        self.config_hash = config_hash
-        self._store = store
+        self._store, self._config_hash = store, config_hash
 
     async def get(self, request: Request, route: Route, policy: Policy, headers: Mapping[str, str]) -> Attempt | None:
         """The attempt that answered this call before, as an attempt of kind "cache" that cost nothing."""
@@ -56,7 +55,7 @@ class ResponseCache:
         body = {k: v for k, v in request.body.items() if k not in IRRELEVANT}
         stages = [(s.name, s.model, s.adapter) for s in route.stages]
         headers = {k: v for k, v in request.headers.items() if k != "idempotency-key"}
-        whole = (__version__, self.config_hash, request.origin.key, route.task, stages, request.wire, headers, body)
+        whole = (__version__, self._config_hash, request.origin.key, route.task, stages, request.wire, headers, body)
         return hashlib.sha256(_encode(whole)).hexdigest()
 
 

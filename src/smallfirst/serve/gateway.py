@@ -58,6 +58,7 @@ class Gateway:
     """The online half, assembled: `candidates` by model name, `cascades` by task ("" for all others)."""
 
     config: Config
+    config_hash: str
     candidates: Mapping[str, Candidate]
     cascades: Mapping[str, Cascade]
     known_model: Callable[[str], bool]
@@ -169,10 +170,6 @@ class Gateway:
         self.admission.used(call.caller, sum(u.input_tokens + u.output_tokens for u in usages))
         self.telemetry.observe(record)
         return record
-
-    @property
-    def config_hash(self) -> str:
-        return self.cache.config_hash
 
 
 class _Stream:

@@ -38,6 +38,7 @@ async def open_gateway(config: Config, env: Mapping[str, str]) -> AsyncIterator[
         shadows = Shadows(parts.store, telemetry)
         gateway = Gateway(
             config=config,
+            config_hash=config.hash,
             candidates=parts.candidates,
             cascades=parts.cascades,
             known_model=parts.pricing.known,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import lru_cache
 from typing import Any, Literal, TypeVar
 
 import msgspec
@@ -122,9 +121,6 @@ def check_unique(names: Sequence[str], param: str) -> None:
         raise RequestError(f"{param}: two tools are named {twice!r}.", hint="Give each tool its own name.", param=param)
 
 
-_KEPT_BYTES = 8192
-
-
 def make_tool(
     name: str,
     description: str | None,
@@ -135,30 +131,7 @@ def make_tool(
     schema_field: str,
     body_bytes: int,
 ) -> Tool:
-    """A checked function tool; `at` is its JSON path. Agents send the same tools with every call: a small tool that was
-    seen at this path before is the same object as before."""
-    key = msgspec.json.encode((name, description, schema, strict))
-    if len(key) <= _KEPT_BYTES:
-        return _kept_tool(key, at, schema_field)
-    return _checked_tool(name, description, schema, strict, at=at, schema_field=schema_field, body_bytes=body_bytes)
-
-
-@lru_cache(maxsize=2048)
-def _kept_tool(key: bytes, at: str, schema_field: str) -> Tool:
-    name, description, schema, strict = msgspec.json.decode(key)
-    return _checked_tool(name, description, schema, strict, at=at, schema_field=schema_field, body_bytes=len(key))
-
-
-def _checked_tool(
-    name: str,
-    description: str | None,
-    schema: dict[str, Any] | None,
-    strict: bool | None,
-    *,
-    at: str,
-    schema_field: str,
-    body_bytes: int,
-) -> Tool:
+    """A checked function tool; `at` is its JSON path."""
     check_name(name, f"{at}.name")
     param = f"{at}.{schema_field}"
     if schema:
