@@ -1,0 +1,104 @@
+"""What commands share: consoles, options, the store, JSON, progress."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+from smallfirst import models
+from smallfirst.assemble import open_configured_store
+from smallfirst.config import Config, load
+from smallfirst.errors import ConfigError
+from smallfirst.store import Store
+
+NOTHING_RECORDED = "No such calls are recorded. [bold]smallfirst serve[/] records those sent through it."
+out, err = Console(), Console(stderr=True)
+
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option("--config", "-c", help="Configuration file; default: smallfirst.toml here, if there is one."),
+]
+StoreOption = Annotated[
+    str | None, typer.Option("--store", help="SQLite file or database URL; overrides store.url of the configuration.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+TaskOption = Annotated[str | None, typer.Option("--task", help="Only this task.")]
+SinceOption = Annotated[str | None, typer.Option("--since", help="Only calls of the last 30m, 12h, 7d, ...")]
+
+
+def with_store(config: Path | None, work: Callable[[Store], Awaitable[None]], url: str | None = None) -> None:
+    """Run `work` with the configured store open, or the one at `url`."""
+    settings = load(config, os.environ)
+    if url is not None:
+        if "://" not in url and not Path(url).is_file():
+            raise ConfigError(f"There is no store at {url!r}.", hint="Give an SQLite file or a database URL.")
+        settings = with_store_url(settings, url if "://" in url else f"sqlite:///{url}")
+
+    async def run() -> None:
+        store = await open_configured_store(settings, os.environ)
+        try:
+            await work(store)
+        finally:
+            await store.close()
+
+    asyncio.run(run())
+
+
+def with_store_url(config: Config, url: str) -> Config:
+    """`config` with its records at `url`."""
+    return msgspec.structs.replace(config, store=msgspec.structs.replace(config.store, url=url))
+
+
+def parse_since(text: str | None) -> float | None:
+    """ "30m", "12h", "7d" -> seconds since the epoch. Raises ConfigError for anything else."""
+    if text is None:
+        return None
+    units = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
+    number, unit = text[:-1], text[-1:]
+    if unit not in units or not number.replace(".", "", 1).isdigit():
+        raise ConfigError(f"--since is {text!r}.", hint="Give a number and one of s m h d w, as in 12h.")
+    return time.time() - float(number) * units[unit]
+
+
+def print_json(value: Any) -> None:
+    """Write `value` as indented JSON to standard output."""
+    sys.stdout.buffer.write(msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")
+
+
+def pull_weights(config: Config) -> None:
+    """Fetch the catalogue's weights that `config` needs and this machine lacks, with a progress bar."""
+    for model in config.models.values():
+        if model.backend == "llamacpp" and model.weights in models.CATALOGUE:
+            with pull_progress() as show:
+                models.pull(model.weights, show)
+
+
+class pull_progress:  # noqa: N801 - a context manager that reads as a verb
+    """A progress bar for `models.pull`; appears with the first report."""
+
+    def __init__(self) -> None:
+        columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+        self._bar = Progress(*columns, console=err, transient=True)
+        self._task: Any = None
+
+    def __enter__(self) -> models.Progress:
+        return self._show
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def _show(self, what: str, done: int, total: int) -> None:
+        if self._task is None:
+            self._bar.start()
+            self._task = self._bar.add_task(what)
+        self._bar.update(self._task, description=what, completed=done, total=total or None)

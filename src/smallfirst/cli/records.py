@@ -1,0 +1,107 @@
+"""`records`: look at recorded calls."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Annotated
+
+import msgspec
+import typer
+from rich.table import Column, Table
+
+from smallfirst.cli.common import (
+    NOTHING_RECORDED,
+    ConfigOption,
+    JsonOption,
+    SinceOption,
+    StoreOption,
+    TaskOption,
+    out,
+    parse_since,
+    print_json,
+    with_store,
+)
+from smallfirst.errors import ConfigError
+from smallfirst.store import RecordFilter, Store
+
+app = typer.Typer(no_args_is_help=True, help="Look at recorded calls.")
+
+
+@app.command("list", epilog="Example: smallfirst records list --task invoices --decision abstain --limit 5")
+def records_list(
+    config: ConfigOption = None,
+    store: StoreOption = None,
+    task: TaskOption = None,
+    decision: Annotated[str | None, typer.Option(help="accept, escalate or abstain.")] = None,
+    model: Annotated[str | None, typer.Option(help="Only what this model served.")] = None,
+    episode: Annotated[str | None, typer.Option(help="Only this episode.")] = None,
+    since: SinceOption = None,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="At most so many, newest first.")] = 20,
+    as_json: JsonOption = False,
+) -> None:
+    """List recorded calls, newest first."""
+    if decision not in {None, "accept", "escalate", "abstain"}:
+        raise ConfigError(f"--decision is {decision!r}.", hint="Allowed: accept, escalate, abstain.")
+    wanted = RecordFilter(task, decision, model=model, episode=episode, since=parse_since(since))  # type: ignore[arg-type]
+
+    async def work(db: Store) -> None:
+        rows = await db.list_records(wanted, limit=limit)
+        if as_json:
+            print_json(rows)
+            return
+        if not rows:
+            out.print(NOTHING_RECORDED)
+            return
+        table = Table(
+            Column("record", min_width=36), "when", "task", "decision", "reason", "model", "tokens", "s", "USD", "right"
+        )
+        for r in rows:
+            when = time.strftime("%m-%d %H:%M:%S", time.localtime(r.created_at))
+            usd = "?" if r.cost_usd is None else f"{r.cost_usd:.2g}"
+            right = {None: "", True: "yes", False: "no"}[r.correct]
+            tokens = f"{r.input_tokens}+{r.output_tokens}"
+            table.add_row(r.id, when, r.task, r.decision, r.reason, r.model, tokens, f"{r.seconds:.2f}", usd, right)
+        out.print(table)
+
+    with_store(config, work, store)
+
+
+@app.command("show", epilog="Example: smallfirst records show 0199...")
+def records_show(
+    record: Annotated[str, typer.Argument(help="The record's id.")],
+    config: ConfigOption = None,
+    store: StoreOption = None,
+) -> None:
+    """Print a recorded call whole, as JSON."""
+
+    async def work(db: Store) -> None:
+        print_json(await db.get(record))
+
+    with_store(config, work, store)
+
+
+@app.command("export", epilog="Example: smallfirst records export --task invoices > invoices.jsonl")
+def records_export(
+    config: ConfigOption = None,
+    store: StoreOption = None,
+    task: TaskOption = None,
+    since: SinceOption = None,
+) -> None:
+    """Write recorded calls to standard output, one JSON object a line."""
+
+    async def work(db: Store) -> None:
+        async for record in db.export(RecordFilter(task=task, since=parse_since(since))):
+            sys.stdout.buffer.write(msgspec.json.encode(record) + b"\n")
+
+    with_store(config, work, store)
+
+
+@app.command("rotate", epilog="Example: SMALLFIRST_ENCRYPTION_KEY=new:...,old:... smallfirst records rotate")
+def records_rotate(config: ConfigOption = None, store: StoreOption = None) -> None:
+    """Encrypt every payload anew under the first key of the encryption key variable."""
+
+    async def work(db: Store) -> None:
+        out.print(f"Encrypted {await db.rotate()} payloads anew.")
+
+    with_store(config, work, store)
