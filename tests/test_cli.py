@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import os
 import socket
@@ -88,8 +89,8 @@ def test_version() -> None:
 
 @pytest.mark.parametrize(
     "command",
-    ["init", "serve", "demo", "report", "records list", "records show", "records export", "keys add", "keys list",
-     "keys revoke", "models pull", "models list", "models rm"],
+    ["init", "serve", "demo", "report", "records list", "records show", "records export", "records rotate",
+     "keys add", "keys list", "keys revoke", "models pull", "models list", "models rm"],
 )  # fmt: skip
 def test_every_command_explains_itself(command: str) -> None:
     """--help of every command says what it does, with an example."""
@@ -101,7 +102,7 @@ def test_every_command_explains_itself(command: str) -> None:
 def test_init(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """`init` writes a configuration that works, and overwrites only when told."""
     monkeypatch.chdir(tmp_path)
-    run("init")
+    assert json.loads(run("init", "--json")) == {"path": "smallfirst.toml"}
     assert parse(Path("smallfirst.toml").read_text(), {}).models
     Path("smallfirst.toml").write_text("mine")
     assert fail(monkeypatch, capsys, "init") == (
@@ -109,7 +110,7 @@ def test_init(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
         "error: 'smallfirst.toml' exists. Use --force to overwrite it, or give another name.",
     )
     assert Path("smallfirst.toml").read_text() == "mine"
-    run("init", "--force")
+    assert "smallfirst serve" in run("init", "--force")
     assert Path("smallfirst.toml").read_text() == run("init", "--print")
 
 
@@ -148,8 +149,25 @@ def test_keys(config: str) -> None:
     assert made["key"] not in str(row)
     assert "secret_hash" not in row
     assert "usd_per_day 5" in run("keys", "list", "-c", config)
-    run("keys", "revoke", made["id"], "-c", config)
+    assert json.loads(run("keys", "revoke", made["id"], "-c", config, "--json")) == {"id": made["id"]}
     assert json.loads(run("keys", "list", "-c", config, "--json"))[0]["revoked_at"] is not None
+
+
+def test_rotate(config: str, records: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """`records rotate` says how many payloads it encrypted."""
+    monkeypatch.setenv("SMALLFIRST_ENCRYPTION_KEY", f"k1:{base64.b64encode(bytes(32)).decode()}")
+    assert json.loads(run("records", "rotate", "-c", config, "--json"))["payloads"] > 0
+    assert "Encrypted 0 payloads" in run("records", "rotate", "-c", config)
+
+
+def test_models_rm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`models rm` names what it removed."""
+    monkeypatch.setenv("SMALLFIRST_HOME", str(tmp_path))
+    weights = tmp_path / "models" / "smollm2-135m.gguf"
+    weights.parent.mkdir()
+    weights.touch()
+    assert json.loads(run("models", "rm", "smollm2-135m", "--json")) == {"name": "smollm2-135m"}
+    assert not weights.exists()
 
 
 def test_report(config: str, records: list[str]) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import os
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -68,6 +68,14 @@ def parse_since(text: str | None) -> float | None:
     if unit not in units or not number.replace(".", "", 1).isdigit():
         raise ConfigError(f"--since is {text!r}.", hint="Give a number and one of s m h d w, as in 12h.")
     return time.time() - float(number) * units[unit]
+
+
+def tell(text: str, facts: Mapping[str, Any], *, as_json: bool) -> None:
+    """Say that a command is done: `text` to people, `facts` as JSON."""
+    if as_json:
+        print_json(facts)
+    else:
+        out.print(text, highlight=False)
 
 
 def print_json(value: Any) -> None:

@@ -13,10 +13,11 @@ from typing import Annotated
 
 import msgspec
 import typer
+from rich.markup import escape
 
 from smallfirst import __version__
 from smallfirst.assemble import open_configured_store
-from smallfirst.cli.common import ConfigOption, JsonOption, err, out, pull_weights, with_store_url
+from smallfirst.cli.common import ConfigOption, JsonOption, err, out, pull_weights, tell, with_store_url
 from smallfirst.config import Config, load, parse
 from smallfirst.errors import ConfigError
 
@@ -35,6 +36,7 @@ def init(
     path: Annotated[Path, typer.Argument(help="File to write.")] = Path("smallfirst.toml"),
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
     print_it: Annotated[bool, typer.Option("--print", help="Print it instead.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Write a commented configuration file."""
     text = resources.files("smallfirst").joinpath("smallfirst.toml").read_text(encoding="utf-8")
@@ -44,7 +46,7 @@ def init(
     if path.exists() and not force:
         raise ConfigError(f"{str(path)!r} exists.", hint="Use --force to overwrite it, or give another name.")
     path.write_text(text, encoding="utf-8")
-    out.print(f"Wrote {path}. Next: [bold]smallfirst serve[/]")
+    tell(f"Wrote {escape(str(path))}. Next: [bold]smallfirst serve[/]", {"path": str(path)}, as_json=as_json)
 
 
 @app.command(epilog="Example: OPENAI_API_KEY=... smallfirst serve, then point any client to http://127.0.0.1:8787/v1")

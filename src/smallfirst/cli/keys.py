@@ -11,7 +11,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from smallfirst.cli.common import ConfigOption, JsonOption, out, print_json, with_store
+from smallfirst.cli.common import ConfigOption, JsonOption, out, print_json, tell, with_store
 from smallfirst.store import KeyLimits, Store
 
 app = typer.Typer(no_args_is_help=True, help="API keys of the gateway's callers.")
@@ -72,11 +72,15 @@ def keys_list(config: ConfigOption = None, as_json: JsonOption = False) -> None:
 
 
 @app.command("revoke", epilog="Example: smallfirst keys revoke k3j9")
-def keys_revoke(key: Annotated[str, typer.Argument(help="The key's id.")], config: ConfigOption = None) -> None:
+def keys_revoke(
+    key: Annotated[str, typer.Argument(help="The key's id.")],
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
     """Revoke an API key; a running gateway refuses it within two seconds."""
 
     async def work(db: Store) -> None:
         await db.revoke_key(key)
-        out.print(f"Revoked {key}.")
+        tell(f"Revoked {key}.", {"id": key}, as_json=as_json)
 
     with_store(config, work)

@@ -20,6 +20,7 @@ from smallfirst.cli.common import (
     out,
     parse_since,
     print_json,
+    tell,
     with_store,
 )
 from smallfirst.errors import ConfigError
@@ -98,10 +99,11 @@ def records_export(
 
 
 @app.command("rotate", epilog="Example: SMALLFIRST_ENCRYPTION_KEY=new:...,old:... smallfirst records rotate")
-def records_rotate(config: ConfigOption = None, store: StoreOption = None) -> None:
+def records_rotate(config: ConfigOption = None, store: StoreOption = None, as_json: JsonOption = False) -> None:
     """Encrypt every payload anew under the first key of the encryption key variable."""
 
     async def work(db: Store) -> None:
-        out.print(f"Encrypted {await db.rotate()} payloads anew.")
+        count = await db.rotate()
+        tell(f"Encrypted {count} payloads anew.", {"payloads": count}, as_json=as_json)
 
     with_store(config, work, store)
