@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from smallfirst.config import load, parse
+from smallfirst.config import HOSTED, load, parse
 from smallfirst.errors import ConfigError
+from smallfirst.prices import PriceList
+from smallfirst.types import Usage
 
 
 def test_defaults_need_no_file_and_no_key() -> None:
@@ -20,10 +22,20 @@ def test_defaults_need_no_file_and_no_key() -> None:
 
 
 def test_provider_keys_in_the_environment_add_large_models() -> None:
-    """Each provider key brings that provider's models, handed on by name."""
+    """Each provider key brings that provider's models: handed on by name, and one with a known price for `auto`."""
     config = parse("", {"OPENAI_API_KEY": "x", "ANTHROPIC_API_KEY": "y"})
     assert config.cascade.stages == ("small", "openai", "anthropic")
     assert config.models["anthropic"].models == ("claude-*",)
+    for name in HOSTED:
+        assert PriceList().cost(config.models[name].model, name, Usage(1, 1)) is not None
+        said = resources.files("smallfirst").joinpath("smallfirst.toml").read_text()
+        assert config.models[name].model in said
+
+
+def test_a_base_url_in_the_environment_names_no_model() -> None:
+    """A server of unknown models is asked for what clients name, and nothing is made up for `auto`."""
+    model = parse("", {"OPENAI_API_KEY": "x", "OPENAI_BASE_URL": "http://127.0.0.1:1/v1"}).models["openai"]
+    assert (model.model, model.models) == ("", ("*",))
 
 
 def test_the_secret_itself_is_never_in_the_config() -> None:

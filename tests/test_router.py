@@ -79,9 +79,19 @@ def test_a_clients_model_name_is_handed_on() -> None:
     assert chosen(request("auto")).stages[0].model == "gpt-5-mini"
 
 
+def test_a_name_goes_to_the_large_model_that_hands_it_on() -> None:
+    """With two providers each is asked for its own names, and the first one for `auto`."""
+    other = Candidate(Stage("other", FakeBackend("other", capabilities=TEXT), "claude-1"), ("claude-*",))
+    models = {m: chosen(request(m), candidates=[SMALL, LARGE, other]).stages[0].model for m in ("auto", "claude-2")}
+    assert models == {"auto": "gpt-5-mini", "claude-2": "claude-2"}
+
+
 def test_naming_a_configured_model_asks_it_alone() -> None:
-    """A client that names the small model gets it and nothing else."""
+    """A client that names one model gets it and nothing else; a server's model that it hands on is no exception to the
+    cascade."""
     assert names(chosen(request("smol"))) == (["small"], [], "model_named")
+    assert names(chosen(request("large"))) == (["large"], [], "model_named")
+    assert names(chosen(request("gpt-5-mini"))) == (["large"], ["small"], "uncalibrated")
 
 
 def test_a_listed_hosted_model_is_answered_when_nothing_hands_it_on() -> None:

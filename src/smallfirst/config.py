@@ -11,7 +11,7 @@ import hashlib
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
 from msgspec import Meta
@@ -217,9 +217,24 @@ def _with_tasks(table: dict[str, Any], source: str) -> dict[str, Any]:
     return {**table, "tasks": merged, "matches": matches}
 
 
-HOSTED = {
-    "openai": ("OPENAI_API_KEY", "OPENAI_BASE_URL", ("gpt-*", "chatgpt-*", "o1*", "o3*", "o4*", "ft:*")),
-    "anthropic": ("ANTHROPIC_API_KEY", "ANTHROPIC_BASE_URL", ("claude-*",)),
+class Provider(NamedTuple):
+    """A provider whose key in the environment is all that it needs: the variables of its key and base URL, the names
+    that are handed on to it, and the model that answers `auto`."""
+
+    key_env: str
+    base_url_env: str
+    models: tuple[str, ...]
+    auto: str
+
+
+HOSTED: Mapping[Literal["openai", "anthropic"], Provider] = {
+    "openai": Provider(
+        "OPENAI_API_KEY",
+        "OPENAI_BASE_URL",
+        ("gpt-*", "chatgpt-*", "o1*", "o3*", "o4*", "ft:*"),
+        auto="gpt-5.4-mini",  # its successors refuse function tools on chat completions unless told not to reason
+    ),
+    "anthropic": Provider("ANTHROPIC_API_KEY", "ANTHROPIC_BASE_URL", ("claude-*",), auto="claude-sonnet-5-5"),
 }
 
 
@@ -228,13 +243,15 @@ def _with_models(config: Config, env: Mapping[str, str]) -> Config:
     models = dict(config.models)
     if not models:
         models["small"] = ModelConfig(backend="llamacpp", weights="smollm2-135m")
-        for name, (key, base, patterns) in HOSTED.items():
-            if env.get(key):
+        for name, provider in HOSTED.items():
+            if env.get(provider.key_env):
+                elsewhere = env.get(provider.base_url_env, "")  # a server whose models are not known here
                 models[name] = ModelConfig(
-                    backend=name,  # type: ignore[arg-type]
-                    api_key_env=key,
-                    base_url=env.get(base, ""),
-                    models=("*",) if env.get(base) else patterns,
+                    backend=name,
+                    api_key_env=provider.key_env,
+                    base_url=elsewhere,
+                    model="" if elsewhere else provider.auto,
+                    models=("*",) if elsewhere else provider.models,
                 )
     default = config.cascade if config.cascade.stages else msgspec.structs.replace(config.cascade, stages=tuple(models))
     tasks = {

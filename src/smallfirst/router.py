@@ -25,8 +25,9 @@ class Candidate:
     patterns: tuple[str, ...] = ()
 
     def named(self, model: str) -> bool:
-        """Whether the client named exactly this model."""
-        return model in {self.stage.name, self.stage.model} - {""}
+        """Whether the client named exactly this model: by its name here, or by its server's where that is not handed on
+        like any other of the server's names."""
+        return model == self.stage.name or (model == self.stage.model and bool(model) and not self.hands_on(model))
 
     def hands_on(self, model: str) -> bool:
         """Whether the client's name is one that this model's server is asked for as it is."""
@@ -108,12 +109,16 @@ def _plan(
 
 
 def _asked(model: str, candidates: Sequence[Candidate]) -> list[Stage]:
-    """The stages that can be asked for a call to `model`, each with the name it will be asked for."""
+    """The stages that can be asked for a call to `model`, each with the name it will be asked for.
+
+    Where a large model hands the name on, no other large model answers for it.
+    """
+    taken = any(not c.stage.small and c.hands_on(model) for c in candidates)
     asked = []
     for candidate in candidates:
         if candidate.hands_on(model):
             asked.append(replace(candidate.stage, model=model))
-        elif candidate.stage.model:
+        elif candidate.stage.model and (candidate.stage.small or not taken):
             asked.append(candidate.stage)
     return asked
 

@@ -18,7 +18,7 @@ from rich.markup import escape
 from smallfirst import __version__
 from smallfirst.assemble import open_configured_store
 from smallfirst.cli.common import ConfigOption, JsonOption, err, out, pull_weights, tell, with_store_url
-from smallfirst.config import Config, load, parse
+from smallfirst.config import Config, ModelConfig, load, parse
 from smallfirst.errors import ConfigError
 
 app = typer.Typer()
@@ -64,9 +64,9 @@ def serve(
     given = {k: v for k, v in {"host": host, "port": port}.items() if v is not None}
     settings = msgspec.structs.replace(settings, server=msgspec.structs.replace(settings.server, **given))
     pull_weights(settings)
-    stages = " -> ".join(settings.cascade.stages)
+    stages = " -> ".join(f"{name} ({_asked(settings.models[name])})" for name in settings.cascade.stages)
     err.print(f"smallfirst {__version__} on [bold]http://{settings.server.host}:{settings.server.port}[/]")
-    err.print(f"  models   {stages}  ({settings.cascade.mode})", highlight=False)
+    err.print(f"  models   {stages}  [{settings.cascade.mode}]", highlight=False, markup=False)
     err.print(f"  records  {settings.store.url}", highlight=False, markup=False)
     run(settings)
 
@@ -102,6 +102,11 @@ def demo(
                 await db.close()
 
     asyncio.run(work())
+
+
+def _asked(model: ModelConfig) -> str:
+    """What answers `auto` there."""
+    return model.model or model.weights or ("names handed on" if model.models else model.backend)
 
 
 def _demo_settings(store: Path) -> Config:
