@@ -29,7 +29,7 @@ from smallfirst.types import Backend, Capabilities, Completion, Request, Stage, 
 from smallfirst.validators import Validator, task_validator, validate
 
 DEFAULT_OUTPUT_TOKENS = 1024
-CHARACTERS_PER_TOKEN = 4
+"""What an answer is expected to have where the request does not limit it."""
 
 
 class StagePricing:
@@ -52,12 +52,19 @@ class StagePricing:
         return usd, usd
 
     def expected(self, stage: Stage, request: Request) -> float | None:
-        """Upper estimate in USD: every character sent at four to a token, and an answer as long as allowed."""
+        """The most that a call costs, in USD: a token for each byte sent, at the dearer of the prices of fresh and of
+        cache-written input, and an answer as long as allowed.
+
+        A bound for text with `max_tokens`, since no token of a byte-level vocabulary is less than a byte. An estimate
+        where the request leaves the answer's length open, and where it names content that is kept elsewhere.
+        """
         if stage.name in self._machine:
             return 0.0
-        sent = len(msgspec.json.encode((request.messages, request.tools))) // CHARACTERS_PER_TOKEN
+        sent = len(msgspec.json.encode(request.body))
         wanted = (request.sampling.max_tokens or DEFAULT_OUTPUT_TOKENS) * request.sampling.n
-        return self.cost(stage, Usage(input_tokens=sent, output_tokens=wanted))[0]
+        fresh, _ = self.cost(stage, Usage(sent, wanted))
+        written, _ = self.cost(stage, Usage(sent, wanted, cache_write_tokens=sent))
+        return None if fresh is None or written is None else max(fresh, written)
 
     def known(self, model: str) -> bool:
         """Whether the price list knows a model of this name."""

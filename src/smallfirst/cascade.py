@@ -11,11 +11,18 @@ import asyncio
 from collections.abc import Callable
 from contextlib import aclosing
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, cast
+from typing import Any, Literal, Protocol, cast
 
 from smallfirst.budget import Allowance
 from smallfirst.confidence import features
-from smallfirst.errors import BackendError, BackendTimeout, ConstraintUnsupported, NoAnswerError, SmallfirstError
+from smallfirst.errors import (
+    BackendError,
+    BackendGarbage,
+    BackendTimeout,
+    ConstraintUnsupported,
+    NoAnswerError,
+    SmallfirstError,
+)
 from smallfirst.incremental import StreamGuard
 from smallfirst.types import (
     Attempt,
@@ -134,10 +141,14 @@ class Cascade:
         left = allowance.left_s(self.clock(), stage.timeout_s)
         asked = _prepare(stage, request, self.constrain, timeout_s=left, stream=sink is not None)
         for repairs in range(stage.repairs + 1):
-            done = await self._attempt(route, stage, asked, repairs, allowance, sink)
-            if isinstance(done.error, ConstraintUnsupported):  # nothing was generated; `features` tell "constrained" 0
-                asked = replace(asked, constraint=None)
+            try:
                 done = await self._attempt(route, stage, asked, repairs, allowance, sink)
+                if isinstance(done.error, ConstraintUnsupported):  # nothing was generated; the feature "constrained": 0
+                    asked = replace(asked, constraint=None)
+                    done = await self._attempt(route, stage, asked, repairs, allowance, sink)
+            except asyncio.CancelledError:
+                attempts.append(_cancelled(stage, repairs))
+                raise
             attempt = done.attempt
             attempts.append(attempt)
             repairable = sink is None and attempt.completion is not None and not attempt.verdict.ok
@@ -158,9 +169,8 @@ class Cascade:
         guard = StreamGuard(asked) if sink is not None and not _observed(route, stage) else None
         run = _Generation(stage, asked, sink, guard, self.clock)
         completion, error = await run.finish(timeout)
-        priced, free = self.pricing.cost(stage, run.answer.usage)
-        broken_off = error is not None and (run.first_token_s is not None or isinstance(error, BackendTimeout))
-        allowance.spend((self.pricing.expected(stage, asked) if broken_off else priced) or 0.0)
+        priced, free = self._costs(stage, run, error)
+        allowance.spend((self.pricing.expected(stage, asked) if priced is None else priced) or 0.0)
         verdict = Verdict() if completion is None else self.check(asked, completion)
         watched = completion is not None and (stage.small or route.calibrator is not None)
         found = features(asked, cast(Completion, completion), verdict, repairs) if watched else {}
@@ -187,6 +197,15 @@ class Cascade:
             ),
             error,
         )
+
+    def _costs(self, stage: Stage, run: _Generation, error: BackendError | None) -> tuple[float | None, float | None]:
+        """What an attempt cost (see `Pricing.cost`): nothing when it was refused before it began; unknown when it broke
+        off, because the usage of half an answer is nowhere told, and when no usage came."""
+        if error is not None and run.first_token_s is None and not isinstance(error, BackendTimeout | BackendGarbage):
+            return 0.0, 0.0
+        if error is not None or run.answer.usage is None:
+            return None, None
+        return self.pricing.cost(stage, run.answer.usage)
 
 
 class _Generation:
@@ -295,6 +314,13 @@ def _unstarted(stage: Stage, last: bool, reason: str) -> Attempt:
     return Attempt(
         stage.name, stage.backend.name, stage.model, "generate", decision, reason, None, stage.small, error=reason
     )
+
+
+def _cancelled(stage: Stage, repairs: int) -> Attempt:
+    """The attempt that a client's leaving broke off."""
+    unstarted = _unstarted(stage, last=True, reason="cancelled")
+    kind: Literal["generate", "repair"] = "repair" if repairs else "generate"
+    return replace(unstarted, kind=kind, cost_usd=None, cost_usd_local_free=None)
 
 
 def _prepare(

@@ -136,6 +136,7 @@ class Gateway:
         if most is None:
             hint = "Give models.NAME.price in smallfirst.toml."
             raise LimitError("The key has a budget in USD, and the price of a model is unknown.", hint=hint)
+        allowance.usd = most if allowance.usd is None else min(allowance.usd, most)
         day = call.created_at - call.created_at % DAY_S
         held = await self.store.reserve(call.caller.key, most, limit, day, ttl_s=_most_s(call))
         if held is None:

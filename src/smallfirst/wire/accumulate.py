@@ -40,7 +40,7 @@ class Accumulator:
 
     def __init__(self) -> None:
         self._choices: dict[int, _Choice] = {}
-        self._usage = Usage()
+        self._usage: Usage | None = None
         self._model = ""
         self._whole: list[Native] = []
 
@@ -68,8 +68,8 @@ class Accumulator:
             call.arguments.append(piece.arguments)
 
     @property
-    def usage(self) -> Usage:
-        """The usage so far."""
+    def usage(self) -> Usage | None:
+        """The latest usage; None when none came."""
         return self._usage
 
     def completion(self) -> Completion:
@@ -78,7 +78,7 @@ class Accumulator:
             raise BackendGarbage("The answer ended without a choice.")
         return Completion(
             choices=tuple(_choice(choice) for _, choice in sorted(self._choices.items())),
-            usage=self._usage,
+            usage=self._usage or Usage(),
             model=self._model,
             native=self._whole[0] if len(self._whole) == 1 else None,
         )
