@@ -13,7 +13,7 @@ import pytest
 from smallfirst.backends.fake import HANG, FakeBackend, Script, say
 from smallfirst.budget import Allowance
 from smallfirst.cascade import Cascade, Outcome
-from smallfirst.errors import BackendError, BackendUnavailable, ConstraintUnsupported, NoAnswerError
+from smallfirst.errors import BackendError, BackendGarbage, BackendUnavailable, ConstraintUnsupported, NoAnswerError
 from smallfirst.types import (
     Attempt,
     Capabilities,
@@ -226,24 +226,29 @@ async def test_budget_in_usd_stops_further_stages() -> None:
 
 
 async def test_an_answer_that_breaks_off_is_not_free() -> None:
-    """Nobody tells what half an answer cost, so a budget counts what it may have cost; a refusal costs nothing."""
+    """Nobody tells what half an answer cost, or one without usage, so the record says unknown, and a budget counts what
+    it may have cost; a refusal costs nothing."""
 
     class ByUsage(Pricing):
         def cost(self, stage: Stage, usage: Usage) -> tuple[float | None, float | None]:
             return float(usage.output_tokens), 0.0
 
-    spent = {}
+    spent, costs = {}, {}
     for name, script in {
         "hangs": lambda _: HANG,
-        "breaks": lambda _: (Delta(text="Once"), BackendUnavailable("gone")),
+        "breaks": lambda _: (Delta(text="Once", usage=Usage(3)), BackendUnavailable("gone")),
+        "garbles": lambda _: BackendGarbage("unreadable"),
+        "says no usage": lambda _: (Delta(text="Once", finish_reason="stop"),),
         "refuses": lambda _: BackendUnavailable("dead"),
     }.items():
         alone = stage("large", script, timeout_s=0.05)  # type: ignore[arg-type]
         await alone.backend.start()
         allowance = Allowance(time.monotonic(), usd=5.0)
-        await replace(CASCADE, pricing=ByUsage()).run(Route("t", "enforce", (alone,)), request(), allowance)
-        spent[name] = allowance.spent_usd
-    assert spent == {"hangs": 1.0, "breaks": 1.0, "refuses": 0.0}
+        route = Route("t", "enforce", (alone,))
+        outcome = await replace(CASCADE, pricing=ByUsage()).run(route, request(tools=()), allowance)
+        spent[name], costs[name] = allowance.spent_usd, outcome.attempts[0].cost_usd
+    assert spent == {"hangs": 1.0, "breaks": 1.0, "garbles": 1.0, "says no usage": 1.0, "refuses": 0.0}
+    assert costs == {"hangs": None, "breaks": None, "garbles": None, "says no usage": None, "refuses": 0.0}
 
 
 async def test_a_hanging_stage_ends_at_its_time_limit() -> None:
@@ -255,7 +260,7 @@ async def test_a_hanging_stage_ends_at_its_time_limit() -> None:
 
 
 async def test_a_cancelled_call_tells_the_attempts_made() -> None:
-    """What was tried before the client went away can be recorded, a stage's first answer before its repair too."""
+    """What was tried before the client went away can be recorded, and what it broke off, at an unknown cost."""
     left = iter([call(BAD), HANG])
     small = stage("small", lambda _: next(left), repairs=1)  # type: ignore[arg-type, return-value]
     await small.backend.start()
@@ -267,7 +272,8 @@ async def test_a_cancelled_call_tells_the_attempts_made() -> None:
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
         await running
-    assert [(a.kind, a.reason) for a in attempts] == [("generate", "invalid:arguments")]
+    assert [(a.kind, a.reason) for a in attempts] == [("generate", "invalid:arguments"), ("repair", "cancelled")]
+    assert [a.cost_usd for a in attempts] == [1.0, None]
 
 
 async def test_only_the_last_stage_streams() -> None:
