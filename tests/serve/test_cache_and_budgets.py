@@ -145,6 +145,35 @@ async def test_a_keys_budget_is_exact_under_load(start: Start, large: Loopback) 
     assert all(int(d.headers["retry-after"]) > 0 for d in done if d.status == 429)
 
 
+def paid(small: Loopback, usd: float) -> tuple[str, str]:
+    """A hosted small model with a price, observed beside the large one."""
+    table = (
+        f'[models.paid]\nbackend = "openai"\npreset = "vllm"\nbase_url = "{small.url}/v1"\nmodel = "tiny"\nsmall = true'
+    )
+    price = f"price = {{input = {usd}, output = {usd}}}"
+    return f"{table}\n{price}", cascade("observe", stages=["paid", "large"])
+
+
+async def test_a_priced_shadow_counts_against_the_keys_budget(start: Start, small: Loopback) -> None:
+    """What a hosted small model's shadow cost is spent by the key of the call."""
+    gateway = await start(*paid(small, 100.0))
+    key = await gateway.add_key(usd_per_day=1)
+    record = await gateway.record(await gateway.chat({"max_tokens": 5}, x_api_key=key), attempts=2)
+    async with gateway.store() as store:
+        [row] = await store.list_keys()
+        assert await store.spent(row.id, record.created_at // 86_400 * 86_400) == pytest.approx(0.002 + 0.0015)
+
+
+async def test_a_shadow_that_the_budget_does_not_allow_is_left_out(start: Start, small: Loopback) -> None:
+    """The call is answered, its shadow is not asked for, and the metrics say so."""
+    gateway = await start(*paid(small, 1e5))
+    key, viewer = await gateway.add_key(usd_per_day=1), await gateway.add_key("viewer")
+    assert (await gateway.chat({"max_tokens": 5}, x_api_key=key)).text == "large"
+    dropped = "smallfirst_shadow_dropped_total 1.0"
+    await until(lambda: gateway.get("/metrics", x_api_key=viewer), lambda metrics: dropped in metrics.raw.decode())
+    assert small.seen == []
+
+
 async def test_a_reservation_outlasts_its_call(start: Start, small: Loopback, tmp_path: Path) -> None:
     """What a call may cost is held for as long as its stages and their repairs may take."""
     small.handlers = [hang]

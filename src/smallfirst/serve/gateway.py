@@ -10,8 +10,8 @@ import asyncio
 import os
 import re
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 
 import msgspec
@@ -19,12 +19,13 @@ import msgspec
 from smallfirst.budget import Allowance
 from smallfirst.cascade import Cascade, Outcome
 from smallfirst.config import Config, Policy
-from smallfirst.errors import LimitError, RequestError, SmallfirstError, StoreError
+from smallfirst.errors import RequestError, SmallfirstError, StoreError
 from smallfirst.router import Candidate, identify, route
 from smallfirst.serve.access import Access, Admission, Caller
 from smallfirst.serve.cache import ResponseCache
 from smallfirst.serve.exchange import ClientGone, Exchange, printable
-from smallfirst.serve.shadow import Shadows
+from smallfirst.serve.shadow import Shadow, Shadows
+from smallfirst.serve.spending import within_budget
 from smallfirst.serve.telemetry import Telemetry
 from smallfirst.store import Store
 from smallfirst.types import Attempt, Delta, Origin, Record, Request, Route, Usage, Wire, total_usd
@@ -33,8 +34,6 @@ from smallfirst.wire import WIRES
 from smallfirst.wire.accumulate import split
 
 TASK_NAME = re.compile(r"[A-Za-z0-9_.:/-]{1,128}")
-DAY_S = 86_400
-SETTLED_S = 60  # more than the store takes to settle a reservation
 FORWARDED = ("anthropic-beta", "anthropic-version", "idempotency-key", "openai-organization", "openai-project")
 
 
@@ -101,7 +100,10 @@ class Gateway:
         else:
             answer = WIRES[wire].render(outcome.completion, call.request, id=call.id, created=call.created_at)
             await exchange.reply(200, msgspec.json.encode(answer), _headers(call, outcome))
-        self.shadows.submit(call.cascade, call.route.shadow, call.request, record, capture=call.policy.capture)
+        for stage in call.route.shadow:
+            self.shadows.submit(
+                Shadow(record.id, call.caller, call.cascade, stage, call.request, capture=call.policy.capture)
+            )
 
     def _plan(self, request: Request, caller: Caller) -> Call:
         """Task, policy and route of a call; everything that can be refused before a model is asked is refused here."""
@@ -123,31 +125,16 @@ class Gateway:
             call.attempts.append(cached)
             return Outcome(tuple(call.attempts), 0, "accept" if cached.small else "escalate", "cache")
         allowance = Allowance(call.started, call.policy.max_usd, call.policy.max_seconds)
-        limit = call.caller.limits.usd_per_day
-        async with self._reserved(call, allowance, limit) if limit is not None else nullcontext():
+        async with self._budget(call, allowance):
             outcome = await call.cascade.run(call.route, call.request, allowance, stream, call.attempts)
         await self.cache.put(call.request, call.route, call.policy, headers, outcome)
         return outcome
 
-    @asynccontextmanager
-    async def _reserved(self, call: Call, allowance: Allowance, limit: float) -> AsyncIterator[None]:
-        """Hold what the call may cost at most against its key's daily budget; settle what it did cost."""
-        most = _most_usd(call)
-        if most is None:
-            hint = "Give models.NAME.price in smallfirst.toml."
-            raise LimitError("The key has a budget in USD, and the price of a model is unknown.", hint=hint)
-        allowance.usd = most if allowance.usd is None else min(allowance.usd, most)
-        day = call.created_at - call.created_at % DAY_S
-        held = await self.store.reserve(call.caller.key, most, limit, day, ttl_s=_most_s(call))
-        if held is None:
-            message = f"The key's budget of {limit:g} USD a day does not allow this call (up to {most:.2g} USD)."
-            raise LimitError(message, retry_after=day + DAY_S - call.created_at)
-        spent = most  # a call that is broken off may have cost as much
-        try:
-            yield
-            spent = allowance.spent_usd
-        finally:
-            await asyncio.shield(self.store.settle(held, spent))
+    def _budget(self, call: Call, allowance: Allowance) -> AbstractAsyncContextManager[None]:
+        """The caller's daily budget, where there is one."""
+        if call.caller.limits.usd_per_day is None:
+            return nullcontext()
+        return within_budget(self.store, call.caller, call.cascade.pricing, call.route.stages, call.request, allowance)
 
     async def _record(self, call: Call, outcome: Outcome) -> Record:
         """Make the call durable, then count it. Raises StoreError: the call is then not acknowledged."""
@@ -230,17 +217,6 @@ def _origin(headers: Mapping[str, str], caller: Caller) -> Origin:
 
 def _forwarded(headers: Mapping[str, str]) -> dict[str, str]:
     return {name: headers[name] for name in FORWARDED if name in headers}
-
-
-def _most_usd(call: Call) -> float | None:
-    """What the call may cost with every stage asked and every repair made, in USD; None when a price is unknown."""
-    expected = [(call.cascade.pricing.expected(s, call.request), 1 + s.repairs) for s in call.route.stages]
-    return total_usd(None if usd is None else usd * times for usd, times in expected)
-
-
-def _most_s(call: Call) -> float:
-    """Seconds after which the call is over and settled for certain."""
-    return SETTLED_S + sum(stage.timeout_s * (1 + stage.repairs) for stage in call.route.stages)
 
 
 def _gone(call: Call) -> Outcome:

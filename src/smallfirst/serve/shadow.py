@@ -1,25 +1,40 @@
 """Small models answer in shadow what the large one served, so that there is something to calibrate on.
 
-Shadows run after the client was served, a few at a time, and never hold a call up: when too many wait, further ones
-are dropped and counted.
+Shadows run after the client was served, a few at a time, and never hold a call up: when too many wait, or the caller's
+budget does not allow them, they are dropped and counted.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
+from dataclasses import dataclass
 
 import structlog
 
 from smallfirst.budget import Allowance
 from smallfirst.cascade import Cascade
-from smallfirst.errors import SmallfirstError
+from smallfirst.errors import LimitError, SmallfirstError
+from smallfirst.serve.access import Caller
+from smallfirst.serve.spending import within_budget
 from smallfirst.serve.telemetry import Telemetry
 from smallfirst.store import Store
-from smallfirst.types import Record, Request, Stage
+from smallfirst.types import Request, Stage
 
 log = structlog.get_logger("smallfirst.shadow")
+
+
+@dataclass(frozen=True, slots=True)
+class Shadow:
+    """A stage that is to answer `request` for the record of `record_id`, at the expense of `caller`."""
+
+    record_id: str
+    caller: Caller
+    cascade: Cascade
+    stage: Stage
+    request: Request
+    capture: bool
 
 
 class Shadows:
@@ -27,18 +42,15 @@ class Shadows:
 
     def __init__(self, store: Store, telemetry: Telemetry, *, workers: int = 1, pending: int = 64) -> None:
         self._store, self._telemetry = store, telemetry
-        self._queue: asyncio.Queue[tuple[Cascade, Stage, Request, str, bool]] = asyncio.Queue(pending)
+        self._queue: asyncio.Queue[Shadow] = asyncio.Queue(pending)
         self._count, self._workers = workers, list[asyncio.Task[None]]()
 
-    def submit(
-        self, cascade: Cascade, stages: Sequence[Stage], request: Request, record: Record, *, capture: bool
-    ) -> None:
-        """Queue `stages` to answer `request`; their attempts are added to `record`."""
-        for stage in stages:
-            try:
-                self._queue.put_nowait((cascade, stage, request, record.id, capture))
-            except asyncio.QueueFull:
-                self._telemetry.shadow_dropped()
+    def submit(self, shadow: Shadow) -> None:
+        """Queue it; its attempts are added to its record."""
+        try:
+            self._queue.put_nowait(shadow)
+        except asyncio.QueueFull:
+            self._telemetry.shadow_dropped()
 
     async def start(self) -> None:
         self._workers = [asyncio.create_task(self._work()) for _ in range(self._count)]
@@ -55,14 +67,28 @@ class Shadows:
 
     async def _work(self) -> None:
         while True:
-            cascade, stage, request, record_id, capture = await self._queue.get()
+            shadow = await self._queue.get()
             try:
-                attempts = await cascade.shadow(stage, request, Allowance(time.monotonic()))
-                await self._store.add_attempts(record_id, attempts, capture=capture)
-                self._telemetry.attempted(attempts)
+                await self._answer(shadow)
+            except LimitError:
+                self._telemetry.shadow_dropped()
             except SmallfirstError as err:
-                log.warning("shadow attempt lost", record=record_id, stage=stage.name, error=str(err))
+                log.warning("shadow attempt lost", record=shadow.record_id, stage=shadow.stage.name, error=str(err))
             except Exception:  # the defect of one call must not end the worker, for nobody would notice
-                log.exception("defect", record=record_id, stage=stage.name)
+                log.exception("defect", record=shadow.record_id, stage=shadow.stage.name)
             finally:
                 self._queue.task_done()
+
+    async def _answer(self, shadow: Shadow) -> None:
+        allowance = Allowance(time.monotonic())
+        async with self._budget(shadow, allowance):
+            attempts = await shadow.cascade.shadow(shadow.stage, shadow.request, allowance)
+        await self._store.add_attempts(shadow.record_id, attempts, capture=shadow.capture)
+        self._telemetry.attempted(attempts)
+
+    def _budget(self, shadow: Shadow, allowance: Allowance) -> AbstractAsyncContextManager[None]:
+        """The caller's daily budget, where there is one and the shadow costs more than this machine's time."""
+        pricing, stage = shadow.cascade.pricing, shadow.stage
+        if shadow.caller.limits.usd_per_day is None or pricing.expected(stage, shadow.request) == 0:
+            return nullcontext()
+        return within_budget(self._store, shadow.caller, pricing, [stage], shadow.request, allowance)
