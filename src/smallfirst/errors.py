@@ -9,6 +9,7 @@ SmallfirstError
 |- AuthenticationError   401
 |- PermissionDenied      403
 |- NotFoundError         404
+|- MethodError           405   `allowed` methods
 |- LimitError            429   a limit or budget of the key; `retry_after` seconds
 |- BackendError          502   a model did not answer
 |  |- UpstreamError            it answered with an HTTP error: status and body are kept
@@ -91,6 +92,16 @@ class NotFoundError(SmallfirstError):
     status = 404
     code = "not_found"
     type = "invalid_request_error"
+
+
+class MethodError(SmallfirstError):
+    status = 405
+    code = "method_not_allowed"
+    type = "invalid_request_error"
+
+    def __init__(self, message: str, allowed: tuple[str, ...]) -> None:
+        super().__init__(message, hint=f"Use {' or '.join(allowed)}.")
+        self.allowed = allowed
 
 
 class LimitError(SmallfirstError):

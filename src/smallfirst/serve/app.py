@@ -5,19 +5,22 @@ from __future__ import annotations
 import math
 import re
 import time
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, cast
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import Any
 
 import msgspec
 import structlog
-from starlette.applications import Starlette
-from starlette.middleware import Middleware
-from starlette.responses import Response
-from starlette.routing import BaseRoute, Route
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from smallfirst import __version__
-from smallfirst.errors import LimitError, NotFoundError, RequestError, SmallfirstError, UpstreamError
+from smallfirst.errors import (
+    LimitError,
+    MethodError,
+    NotFoundError,
+    RequestError,
+    SmallfirstError,
+    UpstreamError,
+)
 from smallfirst.serve.exchange import ClientGone, Exchange
 from smallfirst.serve.feedback import parse_feedback
 from smallfirst.serve.gateway import Failed, Gateway, new_id
@@ -39,62 +42,57 @@ class _Embeddings(msgspec.Struct):
     model: str
 
 
-def create_app(gateway: Gateway, *, keyless: bool) -> Starlette:
-    """The ASGI application of a running gateway.
+class App:
+    """The ASGI application of a running gateway: routes, and the one place where any exception becomes an answer.
 
     `keyless` restricts the Host and Origin headers to this machine's names, so that no web page can use a gateway that
     asks for no key: neither by a name of its own (DNS rebinding) nor from the browser of someone who visits it.
     """
 
-    def endpoint(path: str, method: str, wire: Wire, handler: Handler) -> BaseRoute:
-        return Route(path, cast(Any, _Endpoint(gateway, handler, wire)), methods=[method])
-
-    routes = [
-        endpoint("/v1/chat/completions", "POST", "chat", _answer("chat")),
-        endpoint("/v1/responses", "POST", "responses", _answer("responses")),
-        endpoint("/v1/messages", "POST", "messages", _answer("messages")),
-        endpoint("/v1/embeddings", "POST", "chat", _embeddings),
-        endpoint("/v1/models", "GET", "chat", _models),
-        endpoint("/v1/feedback", "POST", "chat", _feedback),
-        endpoint("/healthz", "GET", "chat", _healthz),
-        endpoint("/readyz", "GET", "chat", _readyz),
-        endpoint("/metrics", "GET", "chat", _metrics),
-        endpoint("/openapi.json", "GET", "chat", _openapi),
-    ]
-    middleware = [Middleware(_OwnNames)] if keyless else []
-    return Starlette(routes=routes, middleware=middleware, exception_handlers=_PLAIN_ERRORS)
-
-
-class _Endpoint:
-    """An ASGI application for one route: the one place where any exception becomes an answer."""
-
-    def __init__(self, gateway: Gateway, handler: Handler, wire: Wire) -> None:
-        self._gateway, self._handler, self._wire = gateway, handler, wire
+    def __init__(self, gateway: Gateway, *, keyless: bool) -> None:
+        self._gateway, self._keyless = gateway, keyless
+        self._write_timeout_s = gateway.config.server.write_timeout_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         gateway = self._gateway
-        exchange = Exchange(scope, receive, send, write_timeout_s=gateway.config.server.write_timeout_s)
+        exchange = Exchange(scope, receive, send, write_timeout_s=self._write_timeout_s)
+        wire: Wire = "chat"
         try:
-            await self._handler(gateway, exchange)
+            if self._keyless:
+                _check_names(scope["headers"])
+            wire, handler = _route(scope["method"], scope["path"])
+            await handler(gateway, exchange)
         except ClientGone:
             return
         except Failed as err:
-            await self._error(exchange, err.error, err.headers)
+            await _error(wire, exchange, err.error, err.headers)
         except SmallfirstError as err:
             gateway.telemetry.refused(err.code)
-            await self._error(exchange, err, {})
+            await _error(wire, exchange, err, {})
         except Exception:
             log.exception("defect", path=scope["path"])
-            await self._error(exchange, SmallfirstError("The gateway failed.", hint="Its log says why."), {})
+            await _error(wire, exchange, SmallfirstError("The gateway failed.", hint="Its log says why."), {})
 
-    async def _error(self, exchange: Exchange, err: SmallfirstError, headers: Mapping[str, str]) -> None:
-        if exchange.started:
-            log.warning("answer broken off", error=str(err))
-            return
-        more = dict(headers)
-        if isinstance(err, LimitError | UpstreamError) and err.retry_after is not None:
-            more["retry-after"] = str(max(1, math.ceil(err.retry_after)))
-        await exchange.reply(err.status, msgspec.json.encode(WIRES[self._wire].error(err)), more)
+
+async def _error(wire: Wire, exchange: Exchange, err: SmallfirstError, headers: Mapping[str, str]) -> None:
+    if exchange.started:
+        log.warning("answer broken off", error=str(err))
+        return
+    more = dict(headers)
+    if isinstance(err, LimitError | UpstreamError) and err.retry_after is not None:
+        more["retry-after"] = str(max(1, math.ceil(err.retry_after)))
+    if isinstance(err, MethodError):
+        more["allow"] = ", ".join(err.allowed)
+    await exchange.reply(err.status, msgspec.json.encode(WIRES[wire].error(err)), more)
+
+
+def _check_names(headers: Iterable[tuple[bytes, bytes]]) -> None:
+    """Refuse calls that name another host, or that a page of another host makes in a browser of this machine."""
+    for name, value in headers:
+        if name in _NAMING and not _OWN_NAME.fullmatch(value):
+            what = f"The {name.decode().title()} header is {value.decode('latin-1')!r}."
+            hint = "Without API keys only localhost is served; `smallfirst keys add` and a restart lift that."
+            raise RequestError(what, hint=hint)
 
 
 def _answer(wire: Wire) -> Handler:
@@ -175,32 +173,27 @@ async def _body(gateway: Gateway, exchange: Exchange) -> bytes:
     return await exchange.body(limit=int(server.max_body_mb * 2**20), timeout_s=server.body_timeout_s)
 
 
-async def _no_route(request: Any, err: Any) -> Response:
-    """Unknown paths and methods, in OpenAI's shape."""
-    what = f"{request.method} {request.url.path}"
-    wrong = NotFoundError(f"There is no {what} here.", hint="See /openapi.json for what there is.")
-    return _plain(wrong, err.status_code, err.headers)
+_GET, _POST = ("GET", "HEAD"), ("POST",)
+_ROUTES: Mapping[str, tuple[tuple[str, ...], Wire, Handler]] = {
+    "/v1/chat/completions": (_POST, "chat", _answer("chat")),
+    "/v1/responses": (_POST, "responses", _answer("responses")),
+    "/v1/messages": (_POST, "messages", _answer("messages")),
+    "/v1/embeddings": (_POST, "chat", _embeddings),
+    "/v1/models": (_GET, "chat", _models),
+    "/v1/feedback": (_POST, "chat", _feedback),
+    "/healthz": (_GET, "chat", _healthz),
+    "/readyz": (_GET, "chat", _readyz),
+    "/metrics": (_GET, "chat", _metrics),
+    "/openapi.json": (_GET, "chat", _openapi),
+}
 
 
-def _plain(err: SmallfirstError, status: int, headers: Mapping[str, str] | None = None) -> Response:
-    body = msgspec.json.encode(WIRES["chat"].error(err))
-    return Response(body, status, headers=headers, media_type="application/json")
-
-
-class _OwnNames:
-    """Refuses calls that name another host, or that a page of another host makes in a browser of this machine."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        app = self._app
-        for name, value in scope["headers"]:
-            if name in _NAMING and not _OWN_NAME.fullmatch(value):
-                what = f"The {name.decode().title()} header is {value.decode('latin-1')!r}."
-                hint = "Without API keys only localhost is served; `smallfirst keys add` and a restart lift that."
-                app = _plain(RequestError(what, hint=hint), RequestError.status)
-        await app(scope, receive, send)
-
-
-_PLAIN_ERRORS: Mapping[Any, Any] = {404: _no_route, 405: _no_route}
+def _route(method: str, path: str) -> tuple[Wire, Handler]:
+    """The wire and the handler of a call. Raises NotFoundError, MethodError."""
+    route = _ROUTES.get(path)
+    if route is None:
+        raise NotFoundError(f"There is no {path!r:.200} here.", hint="See /openapi.json for what there is.")
+    methods, wire, handler = route
+    if method not in methods:
+        raise MethodError(f"{path} does not take {method}.", methods)
+    return wire, handler

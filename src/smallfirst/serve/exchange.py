@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Awaitable, Callable, Mapping
-from functools import cached_property
 from typing import Any
 
 from starlette.types import Receive, Scope, Send
@@ -17,6 +16,7 @@ from smallfirst.errors import SlowClientError, TooLargeError
 
 JSON_TYPE = "application/json"
 STREAM = {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache", "x-accel-buffering": "no"}
+_WATCHED_AFTER_S = 0.02  # a call that is over sooner needs no watching
 _LONGEST = 256  # characters of a header's value
 _UNPRINTABLE = re.compile(r"[^\x20-\x7e]")
 
@@ -26,18 +26,17 @@ class ClientGone(Exception):
 
 
 class Exchange:
-    """A request as it arrives and the answer as it leaves."""
+    """A request as it arrives and the answer as it leaves.
+
+    `headers` have lower-case names; of a repeated header the last value.
+    """
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, *, write_timeout_s: float) -> None:
         self.scope = scope
+        self.headers: Mapping[str, str] = {k.decode("latin-1"): v.decode("latin-1") for k, v in scope["headers"]}
         self.started = False
         self._ended = False
         self._receive, self._send, self._write_timeout = receive, send, write_timeout_s
-
-    @cached_property
-    def headers(self) -> Mapping[str, str]:
-        """Header names in lower case; of a repeated header the last value."""
-        return {k.decode("latin-1"): v.decode("latin-1") for k, v in self.scope["headers"]}
 
     async def body(self, *, limit: int, timeout_s: float) -> bytes:
         """The whole body. Raises TooLargeError over `limit` bytes, SlowClientError after `timeout_s`, ClientGone."""
@@ -93,18 +92,26 @@ class Exchange:
 
     async def while_connected(self, work: Callable[[], Awaitable[None]]) -> None:
         """Run `work` (after the body was read); when the client hangs up, cancel it and raise ClientGone."""
-        task = asyncio.current_task()
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
         assert task is not None
-        watching = asyncio.ensure_future(self._cancel_when_gone(task))
+        watching: asyncio.Task[None] | None = None
+
+        def watch() -> None:
+            nonlocal watching
+            watching = loop.create_task(self._cancel_when_gone(task))
+
+        later = loop.call_later(_WATCHED_AFTER_S, watch)
         try:
             await work()
         except asyncio.CancelledError:
-            if not watching.done():
+            if watching is None or not watching.done():
                 raise
             task.uncancel()
             raise ClientGone from None
         finally:
-            watching.cancel()
+            later.cancel()
+            if watching is not None:
+                watching.cancel()
 
     async def _cancel_when_gone(self, task: asyncio.Task[Any]) -> None:
         """The server also says "disconnect" once the answer is complete; that cancels nothing."""

@@ -19,7 +19,7 @@ from smallfirst.assemble import assemble
 from smallfirst.config import Config, Server
 from smallfirst.errors import ConfigError, StoreError
 from smallfirst.serve.access import LOOPBACK, Access, Admission
-from smallfirst.serve.app import create_app
+from smallfirst.serve.app import App
 from smallfirst.serve.cache import ResponseCache
 from smallfirst.serve.gateway import Gateway
 from smallfirst.serve.shadow import Shadows
@@ -114,7 +114,7 @@ async def _server(gateway: Gateway) -> uvicorn.Server:
             hint="`smallfirst keys add NAME` makes one; or listen on 127.0.0.1.",
         )
     settings = uvicorn.Config(
-        create_app(gateway, keyless=keyless),
+        App(gateway, keyless=keyless),
         log_level="warning",
         access_log=False,
         http="httptools",
