@@ -32,14 +32,13 @@ from typing import Any, ClassVar
 class SmallfirstError(Exception):
     """Base of all errors of ours.
 
-    `hint` tells what to change. `retryable`: the same call may succeed later. `status`, `code` and `type` are what a
-    client sees; `param` names the offending field of a request.
+    `hint` tells what to change. `status`, `code` and `type` are what a client sees; `param` names the offending field
+    of a request.
     """
 
     status: int = 500
     code: ClassVar[str] = "internal_error"
     type: ClassVar[str] = "server_error"
-    retryable: ClassVar[bool] = False
 
     def __init__(self, message: str, *, hint: str = "", param: str | None = None) -> None:
         super().__init__(message)
@@ -73,7 +72,6 @@ class TooLargeError(RequestError):
 class SlowClientError(RequestError):
     status = 408
     code = "request_timeout"
-    retryable = True
 
 
 class AuthenticationError(SmallfirstError):
@@ -110,7 +108,6 @@ class LimitError(SmallfirstError):
     status = 429
     code = "rate_limit_exceeded"
     type = "rate_limit_error"
-    retryable = True
 
     def __init__(self, message: str, *, hint: str = "", retry_after: float | None = None) -> None:
         super().__init__(message, hint=hint)
@@ -121,7 +118,6 @@ class BackendError(SmallfirstError):
     status = 502
     code = "backend_error"
     type = "api_error"
-    retryable = True
 
 
 class UpstreamError(BackendError):
@@ -167,27 +163,23 @@ class ContextLengthExceeded(BackendError):
     status = 400
     code = "context_length_exceeded"
     type = "invalid_request_error"
-    retryable = False
 
 
 class ConstraintUnsupported(BackendError):
     status = 400
     code = "constraint_unsupported"
     type = "invalid_request_error"
-    retryable = False
 
 
 class NoAnswerError(SmallfirstError):
     status = 502
     code = "no_valid_answer"
     type = "api_error"
-    retryable = True
 
 
 class StoreError(SmallfirstError):
     status = 503
     code = "store_unavailable"
-    retryable = True
 
 
 class ModelFileError(SmallfirstError):

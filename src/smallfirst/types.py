@@ -144,11 +144,9 @@ class Capabilities:
     native: frozenset[str] = frozenset()
     tools: bool = True
     custom_tools: bool = False
-    tool_choice_enforced: bool = True
     constraint: bool = False
     top_logprobs: int = 0
     many: bool = True
-    adapters: frozenset[str] = frozenset()
     max_tokens_field: str = "max_tokens"
     stream_usage: bool = True
     embeddings: bool = False

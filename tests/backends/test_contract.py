@@ -177,8 +177,8 @@ every_backend = pytest.mark.parametrize("make", BACKENDS)
 
 
 async def complete(backend: Backend, request: Request) -> Completion:
-    """The whole answer; a backend that enforces tool choices by constraint only is given one, as the cascade does."""
-    if backend.capabilities.constraint and not backend.capabilities.tool_choice_enforced:
+    """The whole answer; a backend that takes constraints is given one, as the cascade does."""
+    if backend.capabilities.constraint:
         schema = constraint_schema(request)
         request = replace(request, constraint=Constraint(schema) if schema else None)
     total = Accumulator()

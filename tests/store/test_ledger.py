@@ -9,7 +9,7 @@ from smallfirst.errors import RequestError
 
 
 async def test_reservations_and_spending_stay_within_the_limit(store):
-    """What is reserved counts until it is settled or released; then what was spent counts."""
+    """What is reserved counts until it is settled; then what was spent counts."""
     first = await store.reserve("k", 0.6, 1.0, 0.0)
     assert await store.reserve("k", 0.5, 1.0, 0.0) is None
     assert await store.reserve("other", 0.5, 1.0, 0.0)
@@ -19,7 +19,7 @@ async def test_reservations_and_spending_stay_within_the_limit(store):
     assert await store.spent("k", 0.0) == pytest.approx(0.1)
     second = await store.reserve("k", 0.9, 1.0, 0.0)
     assert await store.reserve("k", 0.000001, 1.0, 0.0) is None
-    await store.release(second)
+    await store.settle(second, 0.0)
     assert await store.spent("k", 0.0) == pytest.approx(0.1)
     assert await store.reserve("k", 0.9, 1.0, 0.0)
 

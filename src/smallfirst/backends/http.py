@@ -121,12 +121,12 @@ class Upstream:
     async def json(
         self,
         path: str,
-        body: bytes | None,
+        body: bytes,
         *,
         headers: Mapping[str, str] = _NO_HEADERS,
         timeout_s: float | None = None,
     ) -> dict[str, Any]:
-        """POST `body` (or GET when it is None) and return the JSON object that answers."""
+        """POST `body` and return the JSON object that answers."""
         # not `_reply`: a context manager for each call of the hot path costs 20 us
         response = await self._open(path, body, headers, timeout_s or self._timeouts.total, stream=False)
         reply = Reply(self, response, self._max_bytes)
@@ -168,7 +168,7 @@ class Upstream:
 
     @asynccontextmanager
     async def _reply(
-        self, path: str, body: bytes | None, headers: Mapping[str, str], timeout_s: float | None, *, stream: bool
+        self, path: str, body: bytes, headers: Mapping[str, str], timeout_s: float | None, *, stream: bool
     ) -> AsyncIterator[Reply]:
         response = await self._open(path, body, headers, timeout_s or self._timeouts.total, stream)
         try:
@@ -177,7 +177,7 @@ class Upstream:
             response.close()  # keeps the connection if the answer was read to its end
 
     async def _open(
-        self, path: str, body: bytes | None, headers: Mapping[str, str], total_s: float, stream: bool
+        self, path: str, body: bytes, headers: Mapping[str, str], total_s: float, stream: bool
     ) -> aiohttp.ClientResponse:
         """Send until an answer begins that is not worth a retry, or retries or time are used up."""
         clock = asyncio.get_running_loop().time
@@ -196,7 +196,7 @@ class Upstream:
         raise self.failure(outcome)
 
     async def _send(
-        self, path: str, body: bytes | None, headers: Mapping[str, str], left_s: float, stream: bool
+        self, path: str, body: bytes, headers: Mapping[str, str], left_s: float, stream: bool
     ) -> aiohttp.ClientResponse | OSError | aiohttp.ClientError:
         """One try: the begun answer, or the error that kept it from beginning."""
         if self._session is None:
@@ -208,9 +208,9 @@ class Upstream:
         )
         try:
             response = await self._session.request(
-                "GET" if body is None else "POST",
+                "POST",
                 self.base_url + path,
-                data=BytesIO(body) if body and len(body) > _LARGE else body,
+                data=BytesIO(body) if len(body) > _LARGE else body,
                 headers=headers,
                 timeout=timeout,
                 allow_redirects=False,

@@ -89,9 +89,7 @@ class LlamaCppBackend:
     def capabilities(self) -> Capabilities:
         return Capabilities(
             constraint=True,
-            tool_choice_enforced=False,  # only as far as `Request.constraint` holds the answer to it
             top_logprobs=_MAX_TOP_LOGPROBS,
-            adapters=frozenset(self._config.adapters),
         )
 
     async def start(self) -> None:

@@ -11,7 +11,6 @@ from typing import Any
 
 from smallfirst.backends.exchange import ask
 from smallfirst.backends.http import Timeouts, Upstream
-from smallfirst.errors import BackendGarbage
 from smallfirst.types import Capabilities, Constraint, Delta, Request
 from smallfirst.wire import chat, responses
 
@@ -31,8 +30,8 @@ PRESETS: Mapping[str, Capabilities] = {
         embeddings=True,
     ),
     # any other server: what most of them can, and no more
-    "compatible": Capabilities(native=frozenset({"chat"}), tool_choice_enforced=False, many=False, embeddings=True),
-    # tool_choice "required" and named are enforced (>= 0.8.3); --max-logprobs is 20 by default
+    "compatible": Capabilities(native=frozenset({"chat"}), many=False, embeddings=True),
+    # --max-logprobs is 20 by default
     "vllm": Capabilities(native=frozenset({"chat"}), constraint=True, top_logprobs=20, embeddings=True),
     "sglang": Capabilities(
         native=frozenset({"chat"}),
@@ -44,16 +43,14 @@ PRESETS: Mapping[str, Capabilities] = {
     # one choice a request in all but the newest builds; log-probabilities not while it streams tool calls
     "llama-server": Capabilities(
         native=frozenset({"chat"}),
-        tool_choice_enforced=False,
         constraint=True,
         top_logprobs=20,
         many=False,
         embeddings=True,
     ),
-    # `tool_choice` and `n` are not read, log-probabilities only by new versions
+    # `n` is not read, log-probabilities only by new versions
     "ollama": Capabilities(
         native=frozenset({"chat"}),
-        tool_choice_enforced=False,
         constraint=True,
         top_logprobs=0,
         many=False,
@@ -109,15 +106,6 @@ class OpenAIBackend:
     async def embeddings(self, body: bytes) -> tuple[int, dict[str, str], bytes]:
         """Pass a /v1/embeddings body through: status, headers (lower case) and body exactly as the upstream answers."""
         return await self._upstream.raw("/embeddings", body)
-
-    async def models(self) -> list[str]:
-        """The names of the models that the server offers."""
-        answer = await self._upstream.json("/models", None)
-        data = answer.get("data")
-        names = [item.get("id") for item in data if isinstance(item, dict)] if isinstance(data, list) else [None]
-        if not all(isinstance(name, str) for name in names):
-            raise BackendGarbage(f"{self.name}: /models answered without a list of models with ids.")
-        return [str(name) for name in names]
 
 
 def _constrain(body: dict[str, Any], constraint: Constraint) -> None:

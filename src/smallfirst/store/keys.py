@@ -68,11 +68,9 @@ def insert_key(connection: Connection, key: KeyRow) -> None:
     )
 
 
-def select_keys(connection: Connection, key_id: str | None = None) -> list[KeyRow]:
-    """The key of that id, or all, oldest first."""
-    where = "" if key_id is None else "WHERE id = ?"
-    sql = f"SELECT {_COLUMNS} FROM api_keys {where} ORDER BY created_at, id"  # noqa: S608
-    return [_key(row) for row in connection.query(sql, () if key_id is None else (key_id,))]
+def select_keys(connection: Connection) -> list[KeyRow]:
+    """All keys, oldest first."""
+    return [_key(row) for row in connection.query(f"SELECT {_COLUMNS} FROM api_keys ORDER BY created_at, id")]  # noqa: S608
 
 
 def revoke(connection: Connection, key_id: str, now: float) -> bool:

@@ -145,12 +145,8 @@ class Store:
         return key, text
 
     async def list_keys(self) -> list[KeyRow]:
-        """All keys, revoked ones too, oldest first."""
+        """All keys, revoked ones too, oldest first. Check a caller's secret with `KeyRow.accepts`."""
         return await self._readers.run(keys.select_keys)
-
-    async def find_key(self, key_id: str) -> KeyRow | None:
-        """The key of that public id, revoked or not. Check a caller's secret with `KeyRow.accepts`."""
-        return next(iter(await self._readers.run(lambda c: keys.select_keys(c, key_id))), None)
 
     async def revoke_key(self, key_id: str) -> None:
         """Revoke a key from now on. Raises NotFoundError for an unknown one."""
@@ -178,10 +174,6 @@ class Store:
         ledger.check_usd("actual_usd", actual_usd)
         order = f"spend:{reservation.key_id}"
         await self._writer.run(lambda c: ledger.settle(c, reservation, actual_usd), order=order)
-
-    async def release(self, reservation: Reservation) -> None:
-        """Give the reservation back; nothing was spent."""
-        await self.settle(reservation, 0.0)
 
     async def spent(self, key_id: str, period_start: float) -> float:
         """What the key has spent in the period, in USD."""
