@@ -10,6 +10,65 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
+WEATHER = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+TOOL = {"type": "function", "function": {"name": "get_weather", "description": "Weather", "parameters": WEATHER}}
+CUSTOM = {"type": "custom", "custom": {"name": "shell", "description": "Runs a line."}}
+CALLED = {"id": "t0", "type": "function", "function": {"name": "get_weather", "arguments": '{ "city" : "Paris" }'}}
+CHAT_FIELDS: dict[str, Any] = {
+    "messages": [
+        {"role": "developer", "content": "Be brief.", "name": "dev"},
+        {"role": "user", "content": [{"type": "text", "text": "Hi \u00e9\U0001f600", "cache_control": {"type": "x"}}]},
+        {"role": "assistant", "content": None, "tool_calls": [CALLED], "later": 1},
+        {"role": "tool", "tool_call_id": "t0", "content": "sunny"},
+    ],
+    "model": "gpt-5-mini",
+    "audio": {"format": "wav", "voice": "alloy"},
+    "frequency_penalty": 0.5,
+    "function_call": "auto",
+    "functions": [{"name": "get_weather", "parameters": WEATHER}],
+    "logit_bias": {"50256": -100},
+    "logprobs": True,
+    "max_completion_tokens": 100,
+    "max_tokens": 99,
+    "metadata": {"team": "search"},
+    "modalities": ["text"],
+    "moderation": {"model": "omni-moderation-latest"},
+    "n": 2,
+    "parallel_tool_calls": False,
+    "prediction": {"type": "content", "content": "sunny"},
+    "presence_penalty": -0.25,
+    "prompt_cache_key": "k",
+    "prompt_cache_options": {"mode": "explicit"},
+    "prompt_cache_retention": "24h",
+    "reasoning_effort": "low",
+    "response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": WEATHER, "strict": True}},
+    "safety_identifier": "s",
+    "seed": 2**53 + 1,
+    "service_tier": "flex",
+    "stop": ["\n", "END"],
+    "store": True,
+    "stream": True,
+    "stream_options": {"include_obfuscation": False, "include_usage": True},
+    "temperature": 1.0,
+    "tool_choice": {"type": "function", "function": {"name": "get_weather"}},
+    "tools": [TOOL, CUSTOM],
+    "top_logprobs": 3,
+    "top_p": 0.9,
+    "user": "u1",
+    "verbosity": "low",
+    "web_search_options": {"search_context_size": "low"},
+    "a_field_of_2031": {"deep": [1, 2.50, None, {"x": "\u2028"}]},
+}
+"""A value for every field of OpenAI's chat request, and for one that it does not have."""
+CHAT_NEEDS = {
+    "function_call": ("functions",),
+    "parallel_tool_calls": ("tools",),
+    "stream_options": ("stream",),
+    "tool_choice": ("tools",),
+    "top_logprobs": ("logprobs",),
+}
+"""Fields of `CHAT_FIELDS` that make sense beside others only."""
+
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -122,3 +181,8 @@ def events(payloads: Sequence[Any], *, named: bool = False, done: bool = True) -
         name = f"event: {payload['type']}\n".encode() if named else b""
         out += name + b"data: " + msgspec.json.encode(payload) + b"\n\n"
     return out + (b"data: [DONE]\n\n" if done and not named else b"")
+
+
+def chat_body(field: str) -> dict[str, Any]:
+    """The least body with `field` as `CHAT_FIELDS` has it."""
+    return {name: CHAT_FIELDS[name] for name in ("model", "messages", field, *CHAT_NEEDS.get(field, ()))}

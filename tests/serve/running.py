@@ -15,7 +15,7 @@ import anthropic
 import msgspec
 import openai
 from aiohttp import web
-from recording import Handler, Loopback, answer, events, sse
+from recording import WEATHER, Handler, Loopback, answer, events, sse
 
 from smallfirst.assemble import open_configured_store
 from smallfirst.config import Config, parse
@@ -24,8 +24,6 @@ from smallfirst.store import KeyLimits, Store
 from smallfirst.store.rows import StoredRecord
 
 PROVIDER_KEY = "sk-provider-9f3a7c"
-WEATHER = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
-TOOL = {"type": "function", "function": {"name": "get_weather", "description": "Weather", "parameters": WEATHER}}
 CITY_FORMAT = {"type": "json_schema", "json_schema": {"name": "city", "schema": WEATHER}}
 CHAT, RESPONSES, MESSAGES = "/v1/chat/completions", "/v1/responses", "/v1/messages"
 USAGE = {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15}

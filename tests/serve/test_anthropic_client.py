@@ -6,8 +6,8 @@ from typing import Any
 
 import anthropic
 import pytest
-from recording import Loopback, answer
-from running import WEATHER, Running, Start, cascade, says
+from recording import WEATHER, Loopback, answer
+from running import Running, Start, cascade, says
 
 ASK: Any = [{"role": "user", "content": "Weather in Paris?"}]
 TOOL: Any = {"name": "get_weather", "description": "Weather", "input_schema": WEATHER}

@@ -9,13 +9,12 @@ import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from recording import Loopback, answer, events, sse
+from recording import TOOL, Loopback, answer, events, sse
 from running import (
     CHAT,
     CITY_FORMAT,
     MESSAGES,
     RESPONSES,
-    TOOL,
     Answer,
     Running,
     Start,

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from recording import Loopback, answer, events, sse
-from running import CHAT, CITY_FORMAT, MESSAGES, RESPONSES, TOOL, Start, cascade, chunks, every, says, whole
+from recording import TOOL, Loopback, answer, events, sse
+from running import CHAT, CITY_FORMAT, MESSAGES, RESPONSES, Start, cascade, chunks, every, says, whole
 
 CITY = '{"city":"Paris"}'
 BAD = '{"town":"Paris"}'

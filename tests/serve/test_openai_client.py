@@ -7,8 +7,8 @@ from typing import Any
 import openai
 import pytest
 from pydantic import BaseModel
-from recording import Loopback, answer, events, sse
-from running import CITY_FORMAT, TOOL, WEATHER, Running, a_response, cascade, chunks, says, whole
+from recording import TOOL, WEATHER, Loopback, answer, events, sse
+from running import CITY_FORMAT, Running, a_response, cascade, chunks, says, whole
 
 ASK: list[Any] = [{"role": "user", "content": "Weather in Paris?"}]
 PARIS = ("get_weather", '{"city":"Paris"}')

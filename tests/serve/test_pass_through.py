@@ -7,75 +7,20 @@ from typing import Any, get_type_hints
 import msgspec
 import pytest
 from openai.types.chat.completion_create_params import CompletionCreateParamsBase, CompletionCreateParamsStreaming
-from recording import Loopback, answer, events, page, sse
-from running import TOOL, WEATHER, Running, chunks, question, whole
-
-CUSTOM = {"type": "custom", "custom": {"name": "shell", "description": "Runs a line."}}
-CALLED = {"id": "t0", "type": "function", "function": {"name": "get_weather", "arguments": '{ "city" : "Paris" }'}}
-FIELDS: dict[str, Any] = {
-    "messages": [
-        {"role": "developer", "content": "Be brief.", "name": "dev"},
-        {"role": "user", "content": [{"type": "text", "text": "Hi \u00e9\U0001f600", "cache_control": {"type": "x"}}]},
-        {"role": "assistant", "content": None, "tool_calls": [CALLED], "later": 1},
-        {"role": "tool", "tool_call_id": "t0", "content": "sunny"},
-    ],
-    "model": "gpt-5-mini",
-    "audio": {"format": "wav", "voice": "alloy"},
-    "frequency_penalty": 0.5,
-    "function_call": "auto",
-    "functions": [{"name": "get_weather", "parameters": WEATHER}],
-    "logit_bias": {"50256": -100},
-    "logprobs": True,
-    "max_completion_tokens": 100,
-    "max_tokens": 99,
-    "metadata": {"team": "search"},
-    "modalities": ["text"],
-    "moderation": {"model": "omni-moderation-latest"},
-    "n": 2,
-    "parallel_tool_calls": False,
-    "prediction": {"type": "content", "content": "sunny"},
-    "presence_penalty": -0.25,
-    "prompt_cache_key": "k",
-    "prompt_cache_options": {"mode": "explicit"},
-    "prompt_cache_retention": "24h",
-    "reasoning_effort": "low",
-    "response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": WEATHER, "strict": True}},
-    "safety_identifier": "s",
-    "seed": 2**53 + 1,
-    "service_tier": "flex",
-    "stop": ["\n", "END"],
-    "store": True,
-    "stream": True,
-    "stream_options": {"include_obfuscation": False, "include_usage": True},
-    "temperature": 1.0,
-    "tool_choice": {"type": "function", "function": {"name": "get_weather"}},
-    "tools": [TOOL, CUSTOM],
-    "top_logprobs": 3,
-    "top_p": 0.9,
-    "user": "u1",
-    "verbosity": "low",
-    "web_search_options": {"search_context_size": "low"},
-    "a_field_of_2031": {"deep": [1, 2.50, None, {"x": "\u2028"}]},
-}
-NEEDS = {
-    "function_call": ("functions",),
-    "parallel_tool_calls": ("tools",),
-    "stream_options": ("stream",),
-    "tool_choice": ("tools",),
-    "top_logprobs": ("logprobs",),
-}
+from recording import CHAT_FIELDS, TOOL, Loopback, answer, chat_body, events, page, sse
+from running import Running, chunks, whole
 
 
 def test_every_field_of_openai_has_a_value_here() -> None:
     """A field that OpenAI's client adds is missed by no test."""
     known = get_type_hints(CompletionCreateParamsBase) | get_type_hints(CompletionCreateParamsStreaming)
-    assert set(known) - set(FIELDS) == set()
+    assert set(known) - set(CHAT_FIELDS) == set()
 
 
-@pytest.mark.parametrize("field", [*FIELDS])
+@pytest.mark.parametrize("field", [*CHAT_FIELDS])
 async def test_each_field_reaches_the_provider(gateway: Running, large: Loopback, field: str) -> None:
     """The provider gets the client's body; only a stream's options gain the usage that the gateway counts by."""
-    body = question(**{name: FIELDS[name] for name in (field, *NEEDS.get(field, ()))} | {"model": "gpt-5-mini"})
+    body = chat_body(field)
     await gateway.chat(body)
     expected = body if not body.get("stream") else with_usage(body)
     assert large.seen[0].body == expected
@@ -89,7 +34,7 @@ def with_usage(body: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.parametrize("stream", [True, False])
 async def test_a_model_is_mapped_and_nothing_else(gateway: Running, large: Loopback, stream: bool) -> None:
     """Where the gateway chooses the model, `model` is the only other field that changes."""
-    body = {"model": "auto", "messages": FIELDS["messages"], "tools": [TOOL], "stream": stream, "new": [None]}
+    body = {"model": "auto", "messages": CHAT_FIELDS["messages"], "tools": [TOOL], "stream": stream, "new": [None]}
     await gateway.chat(body)
     assert large.seen[0].body == (with_usage(body) if stream else body) | {"model": "big"}
 
