@@ -152,7 +152,7 @@ class ConfidenceSequence:
     Each accepted call is audited with a probability of at least `least`, which may depend on that call and on all
     before it. P(lower ever exceeds the rate) <= delta, and the same for upper, however often they are read and
     whenever one stops, if the calls fail independently at one rate. Under drift the two may cross, which shows it.
-    Evidence of a long calm outweighs a later rise for about as long: to notice drift soon, start a sequence afresh every
+    Evidence of a long calm outweighs a later rise for about as long: to notice drift soon, start afresh every
     few hundred audits, the j-th with delta / (j (j + 1)), which keeps delta in total.
 
     For each rate m of a grid, bets on (wrong - m) x least / probability are fair if m is the rate, so their capital
