@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from dataclasses import dataclass, replace
 
 import pytest
@@ -131,6 +132,20 @@ def test_no_calls_make_an_empty_report() -> None:
     """A report of nothing is a table that says so."""
     assert report.summarise([]).overall.calls == 0
     assert "no calls" in text_of([])
+
+
+def test_a_report_does_not_keep_the_calls() -> None:
+    """However many calls there are, a few bytes of each are kept, and the figures are those of all."""
+    tally, many = report.Tally(), 20_000
+    tracemalloc.start()
+    for number in range(many):
+        tally.add(Call(task=f"t{number % 3}", seconds=float(number)))
+    kept, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    found = tally.report()
+    assert kept / many < 200
+    assert (found.overall.calls, found.overall.latency_p50.value) == (many, many / 2 - 1)
+    assert [task.calls for task in found.tasks] == [6667, 6667, 6666]
 
 
 def test_the_table_fits_100_columns_whole() -> None:

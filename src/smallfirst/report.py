@@ -7,12 +7,12 @@ call whose price is unknown is left out of costs and counted as unpriced. This m
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 from rich.box import SIMPLE
 from rich.console import Group
 from rich.table import Table
@@ -21,7 +21,12 @@ from rich.text import Text
 from smallfirst import stats
 from smallfirst.stats import Figure
 
+Columns = NDArray[Any]
 FEEDBACK = "latest feedback of kind 'correct'"
+_PAGE = 4096
+_NUMBERS = ("seconds", "cost_usd", "cost_usd_local_free", "input_tokens", "output_tokens")
+_FLAGS = ("valid_first", "executable", "escalated", "cached", "served", "labelled", "right")
+_COLUMNS = np.dtype([("task", "u4"), *((name, "f8") for name in _NUMBERS), *((name, "?") for name in _FLAGS)])
 _TASK_TABLE = ("valid_first", "accuracy", "wrong_but_valid", "escalation", "latency_p50", "cps")
 
 
@@ -121,18 +126,55 @@ FIGURES = (
 )
 
 
-def summarise(calls: Iterable[Call], *, label: str = FEEDBACK, level: float = 0.95) -> Report:
-    """The report of `calls`; `label` names where their `correct` comes from.
+class Tally:
+    """Adds calls up and keeps of each what the figures need, 51 bytes, so that any number of them can be reported."""
 
-    Intervals: Wilson for rates, BCa bootstrap over calls for costs and means, order statistics for latencies.
-    """
-    every = list(calls)
-    by_task: dict[str, list[Call]] = defaultdict(list)
-    for call in every:
-        by_task[call.task].append(call)
-    largest_first = sorted(by_task.items(), key=lambda item: (-len(item[1]), item[0]))
-    tasks = tuple(_summary(task, members, level) for task, members in largest_first)
-    return Report(label, level, _summary(None, every, level), tasks)
+    def __init__(self) -> None:
+        self._tasks: dict[str, int] = {}
+        self._page: list[tuple[float | bool | None, ...]] = []
+        self._pages: list[Columns] = []
+
+    def add(self, call: Call) -> None:
+        """Count `call` in."""
+        self._page.append(
+            (
+                self._tasks.setdefault(call.task, len(self._tasks)),
+                call.seconds,
+                call.cost_usd,
+                call.cost_usd_local_free,
+                call.input_tokens,
+                call.output_tokens,
+                call.valid_first,
+                call.executable,
+                call.escalated,
+                call.cached,
+                call.served is not None,
+                call.correct is not None,
+                bool(call.correct),
+            )
+        )
+        if len(self._page) == _PAGE:
+            self._pages.append(np.array(self._page, dtype=_COLUMNS))
+            self._page = []
+
+    def report(self, *, label: str = FEEDBACK, level: float = 0.95) -> Report:
+        """The report of the calls so far; `label` names where their `correct` comes from.
+
+        Intervals: Wilson for rates, BCa bootstrap over calls for costs and means, order statistics for latencies.
+        """
+        every = np.concatenate([*self._pages, np.array(self._page, dtype=_COLUMNS)])
+        by_task = {task: every[every["task"] == number] for task, number in self._tasks.items()}
+        largest_first = sorted(by_task.items(), key=lambda item: (-len(item[1]), item[0]))
+        tasks = tuple(_summary(task, calls, level) for task, calls in largest_first)
+        return Report(label, level, _summary(None, every, level), tasks)
+
+
+def summarise(calls: Iterable[Call], *, label: str = FEEDBACK, level: float = 0.95) -> Report:
+    """The report of `calls`, see `Tally.report`."""
+    tally = Tally()
+    for call in calls:
+        tally.add(call)
+    return tally.report(label=label, level=level)
 
 
 def to_rows(report: Report) -> list[dict[str, Any]]:
@@ -153,41 +195,39 @@ def render(report: Report) -> Group:
     return Group(*tables, *_notes(report))
 
 
-def _summary(task: str | None, calls: Sequence[Call], level: float) -> Summary:
-    labelled = [call for call in calls if call.correct is not None]
-    priced = [call for call in calls if call.cost_usd is not None and call.cost_usd_local_free is not None]
+def _summary(task: str | None, calls: Columns, level: float) -> Summary:
+    labelled = calls[calls["labelled"]]
+    priced = calls[~(np.isnan(calls["cost_usd"]) | np.isnan(calls["cost_usd_local_free"]))]
 
-    def rate(hits: Iterable[bool], among: Sequence[Call] = calls) -> Figure:
-        return stats.wilson(sum(hits), len(among), level)
+    def rate(hits: Columns) -> Figure:
+        return stats.wilson(int(hits.sum()), len(hits), level)
 
-    seconds = [call.seconds for call in calls]
     return Summary(
         task=task,
         calls=len(calls),
         unpriced=len(calls) - len(priced),
-        cost_usd=sum(call.cost_usd or 0.0 for call in priced),
-        cost_usd_local_free=sum(call.cost_usd_local_free or 0.0 for call in priced),
-        valid_first=rate(call.valid_first for call in calls),
-        executable=rate(call.executable for call in calls),
-        accuracy=rate((bool(call.correct) for call in labelled), labelled),
-        wrong_but_valid=rate((call.executable and not call.correct for call in labelled), labelled),
-        escalation=rate(call.escalated for call in calls),
-        cache_hits=rate(call.cached for call in calls),
-        coverage=rate(call.served is not None for call in calls),
-        labelled=rate(call.correct is not None for call in calls),
-        latency_p50=stats.quantile(seconds, 0.5, level),
-        latency_p95=stats.quantile(seconds, 0.95, level),
-        tokens_in=stats.mean([call.input_tokens for call in calls], level=level),
-        tokens_out=stats.mean([call.output_tokens for call in calls], level=level),
-        **_costs_per_success([call for call in priced if call.correct is not None], level),
+        cost_usd=float(priced["cost_usd"].sum()),
+        cost_usd_local_free=float(priced["cost_usd_local_free"].sum()),
+        valid_first=rate(calls["valid_first"]),
+        executable=rate(calls["executable"]),
+        accuracy=rate(labelled["right"]),
+        wrong_but_valid=rate(labelled["executable"] & ~labelled["right"]),
+        escalation=rate(calls["escalated"]),
+        cache_hits=rate(calls["cached"]),
+        coverage=rate(calls["served"]),
+        labelled=rate(calls["labelled"]),
+        latency_p50=stats.quantile(calls["seconds"], 0.5, level),
+        latency_p95=stats.quantile(calls["seconds"], 0.95, level),
+        tokens_in=stats.mean(calls["input_tokens"], level=level),
+        tokens_out=stats.mean(calls["output_tokens"], level=level),
+        **_costs_per_success(priced[priced["labelled"]], level),
     )
 
 
-def _costs_per_success(calls: Sequence[Call], level: float) -> dict[str, Figure]:
-    right = np.array([call.correct for call in calls], dtype=np.float64)
+def _costs_per_success(calls: Columns, level: float) -> dict[str, Figure]:
     return {
-        "cps": stats.ratio([call.cost_usd or 0.0 for call in calls], right, level=level),
-        "cps_local_free": stats.ratio([call.cost_usd_local_free or 0.0 for call in calls], right, level=level),
+        "cps": stats.ratio(calls["cost_usd"], calls["right"], level=level),
+        "cps_local_free": stats.ratio(calls["cost_usd_local_free"], calls["right"], level=level),
     }
 
 

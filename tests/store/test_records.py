@@ -2,14 +2,17 @@ from __future__ import annotations
 
 import asyncio
 import math
+import sqlite3
 import time
+from contextlib import closing
 from dataclasses import replace
 
 import pytest
 from store_samples import SYSTEM, TOOLS, make_attempt, make_record, make_request
 
 from smallfirst.errors import NotFoundError
-from smallfirst.store import RecordFilter, Store
+from smallfirst.store import RecordFilter, Store, open_store
+from smallfirst.store.migrations import MIGRATIONS
 from smallfirst.types import Feedback, Origin, Usage
 
 HOUR = 3600.0
@@ -149,6 +152,25 @@ async def test_pages_go_from_the_newest_to_the_oldest(store):
         after = seen[-1]
     assert seen == newest_first
     assert [s.id async for s in store.summaries()] == newest_first
+
+
+async def test_a_rare_task_is_found_without_reading_the_others(tmp_path):
+    """A filter by task goes by an index, in the order that pages are in; a database made before it had one gains it."""
+    path = tmp_path / "records.db"
+    with closing(sqlite3.connect(path)) as old:
+        old.execute("CREATE TABLE schema_version (version BIGINT NOT NULL)")
+        for statement in (*MIGRATIONS[0], "INSERT INTO schema_version VALUES (1)"):
+            old.execute(statement)
+        old.commit()
+    store = await open_store(f"sqlite:///{path}")
+    await store.append(make_record())
+    assert len(await store.list_records()) == 1
+    await store.close()
+    with closing(sqlite3.connect(path)) as found:
+        wanted = "SELECT id FROM records WHERE task = 'rare' AND created_at >= 1 ORDER BY created_at DESC, id DESC"
+        plan = str(found.execute(f"EXPLAIN QUERY PLAN {wanted}").fetchall())
+    assert "records_by_task (task=? AND created_at>?)" in plan
+    assert "TEMP B-TREE" not in plan
 
 
 async def test_export_yields_every_record_in_full(store):

@@ -34,7 +34,10 @@ def report(
 
     async def work(db: Store) -> None:
         wanted = RecordFilter(task=task, since=parse_since(since))
-        result = reports.summarise([s async for s in db.summaries(wanted)])
+        tally = reports.Tally()
+        async for summary in db.summaries(wanted):
+            tally.add(summary)
+        result = tally.report()
         if as_json:
             print_json(reports.to_rows(result))
         else:

@@ -123,6 +123,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "CREATE INDEX reservations_by_key ON reservations (key_id, period_start)",
         _RESPONSES,
     ),
+    ("CREATE INDEX records_by_task ON records (task, created_at, id)",),
 )
 
 

@@ -17,12 +17,14 @@ from smallfirst.store.codec import (
 )
 from smallfirst.store.database import Connection, Row, marks
 from smallfirst.store.rows import AttemptSummary, RecordFilter, RecordSummary, StoredRecord
-from smallfirst.types import Attempt, Feedback
+from smallfirst.types import Attempt, Feedback, Json
 
 _SUMMARY_COLUMNS = (
-    "id, created_at, task, mode, decision, reason, status, seconds, served, key_id, user_hash, episode_hash, "
+    "id, created_at, task, mode, decision, reason, status, seconds, served, key_id, user_hash, episode_hash"
+)
+_CORRECT = (
     "(SELECT f.number FROM feedback f WHERE f.record_id = records.id AND f.kind = 'correct' "
-    "ORDER BY f.created_at DESC, f.id DESC LIMIT 1)"
+    "ORDER BY f.created_at DESC, f.id DESC LIMIT 1) AS correct"
 )
 _ATTEMPT_SUMMARY_COLUMNS = (
     "record_id, stage, model, kind, decision, reason, small, answered, violations, confidence, cost_usd, "
@@ -34,11 +36,12 @@ def summaries_page(
     connection: Connection, codec: Codec, wanted: RecordFilter, limit: int, after: str | None
 ) -> list[RecordSummary]:
     """At most `limit` summaries that follow the record `after`."""
-    rows = _page(connection, codec, _SUMMARY_COLUMNS, wanted, limit, after)
+    found = _page(connection, codec, f"{_SUMMARY_COLUMNS}, {_CORRECT}", wanted, limit, after)
+    rows = _named(f"{_SUMMARY_COLUMNS}, correct", found)
     attempts: dict[str, list[AttemptSummary]] = defaultdict(list)
-    for row in _of_records(connection, _ATTEMPT_SUMMARY_COLUMNS, "attempts", "n", [row[0] for row in rows]):
+    for row in _of_records(connection, _ATTEMPT_SUMMARY_COLUMNS, "attempts", "n", [row["id"] for row in rows]):
         attempts[row[0]].append(_attempt_summary(row))
-    return [_summary(row, tuple(attempts[row[0]])) for row in rows]
+    return [_summary(row, tuple(attempts[row["id"]])) for row in rows]
 
 
 def records_page(
@@ -99,23 +102,32 @@ def _of_records(connection: Connection, columns: str, table: str, order: str, re
     return connection.query(sql, record_ids)
 
 
-def _full(connection: Connection, codec: Codec, rows: Sequence[Row]) -> list[StoredRecord]:
-    ids = [row[0] for row in rows]
+def _named(columns: str, rows: Sequence[Row]) -> list[Json]:
+    """The rows of a query for `columns`, by the columns' names."""
+    names = columns.split(", ")
+    return [dict(zip(names, row, strict=True)) for row in rows]
+
+
+def _full(connection: Connection, codec: Codec, found: Sequence[Row]) -> list[StoredRecord]:
+    rows = _named(RECORD_COLUMNS, found)
+    ids = [row["id"] for row in rows]
     attempts: dict[str, list[Attempt]] = defaultdict(list)
     for row in _of_records(connection, ATTEMPT_COLUMNS, "attempts", "n", ids):
         attempts[row[0]].append(codec.open_attempt(row))
     feedback: dict[str, list[Feedback]] = defaultdict(list)
     for item in feedback_of(connection, codec, ids):
         feedback[item.record_id].append(item)
-    payloads = {row[0]: codec.open_payload(row[0], row[16]) for row in rows if row[16] is not None}
+    sealed = {row["id"]: row["payload"] for row in rows if row["payload"] is not None}
+    payloads = {record_id: codec.open_payload(record_id, payload) for record_id, payload in sealed.items()}
     contents = _contents(connection, codec, list(payloads.values()))
     return [
-        _stored(row, payloads.get(row[0]), contents, tuple(attempts[row[0]]), tuple(feedback[row[0]])) for row in rows
+        _stored(row, payloads.get(row["id"]), contents, tuple(attempts[row["id"]]), tuple(feedback[row["id"]]))
+        for row in rows
     ]
 
 
 def _stored(
-    row: Row,
+    row: Json,
     payload: Payload | None,
     contents: dict[bytes, Any],
     attempts: tuple[Attempt, ...],
@@ -123,21 +135,21 @@ def _stored(
 ) -> StoredRecord:
     body, messages = put_together(payload, contents) if payload else ({}, ())
     return StoredRecord(
-        id=row[0],
-        created_at=row[1],
-        task=row[2],
-        mode=row[3],
-        decision=row[4],
-        reason=row[5],
-        status=row[6],
-        seconds=row[7],
-        config_hash=row[8],
-        served=row[9],
-        wire=row[10],
-        model=row[11],
-        key=row[13],
-        user=row[14],
-        episode=row[15],
+        id=row["id"],
+        created_at=row["created_at"],
+        task=row["task"],
+        mode=row["mode"],
+        decision=row["decision"],
+        reason=row["reason"],
+        status=row["status"],
+        seconds=row["seconds"],
+        config_hash=row["config_hash"],
+        served=row["served"],
+        wire=row["wire"],
+        model=row["requested_model"],
+        key=row["key_id"],
+        user=row["user_hash"],
+        episode=row["episode_hash"],
         captured=payload is not None,
         body=body,
         messages=messages,
@@ -157,21 +169,21 @@ def _contents(connection: Connection, codec: Codec, payloads: Sequence[Payload])
     return contents
 
 
-def _summary(row: Row, attempts: tuple[AttemptSummary, ...]) -> RecordSummary:
+def _summary(row: Json, attempts: tuple[AttemptSummary, ...]) -> RecordSummary:
     return RecordSummary(
-        id=row[0],
-        created_at=row[1],
-        task=row[2],
-        mode=row[3],
-        decision=row[4],
-        reason=row[5],
-        status=row[6],
-        seconds=row[7],
-        served=row[8],
-        key=row[9],
-        user=row[10],
-        episode=row[11],
-        correct=None if row[12] is None else bool(row[12]),
+        id=row["id"],
+        created_at=row["created_at"],
+        task=row["task"],
+        mode=row["mode"],
+        decision=row["decision"],
+        reason=row["reason"],
+        status=row["status"],
+        seconds=row["seconds"],
+        served=row["served"],
+        key=row["key_id"],
+        user=row["user_hash"],
+        episode=row["episode_hash"],
+        correct=None if row["correct"] is None else bool(row["correct"]),
         attempts=attempts,
     )
 
