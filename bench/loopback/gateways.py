@@ -1,6 +1,6 @@
 """The servers that are compared: how each is installed, configured and started, and what it does for a call.
 
-Rivals live in virtual environments of their own under `.bench/` (made here by `python -m venv` and pip).
+Rivals live in virtual environments of their own under `.bench/` (made here by `peers.environments`).
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from pathlib import Path
 import psutil
 
 from loopback import wire
+from peers import environments
 
 HERE = Path(__file__).parent.parent
-ENVIRONMENTS = HERE.parent / ".bench"
 START_S = 90.0
 QUIET = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_LOG": "ERROR", "CASCADEFLOW_LOG_LEVEL": "ERROR"}
 
@@ -103,12 +103,12 @@ def _litellm(site: Site) -> list[str]:
     }
     file = site.directory / "litellm.yaml"
     file.write_text(json.dumps(config))  # JSON is YAML
-    program = ENVIRONMENTS / "litellm" / "bin" / "litellm"
+    program = environments.HOME / "litellm" / "bin" / "litellm"
     return [str(program), "--config", str(file), "--host", "127.0.0.1", "--port", str(site.port), "--num_workers", "1"]
 
 
 def _cascadeflow(site: Site) -> list[str]:
-    program = str(ENVIRONMENTS / "cascadeflow" / "bin" / "python")
+    program = str(environments.HOME / "cascadeflow" / "bin" / "python")
     sides = [str(site.small), wire.SMALL, str(site.large), wire.LARGE]
     return [program, "-m", "loopback.cascadeflow_gateway", str(site.port), *sides]
 
@@ -214,21 +214,11 @@ def calls(server: Server) -> int:
 
 def install(arm: Arm) -> None:
     """Make the arm's virtual environment unless it is there. Raises NotRunning when pip fails."""
-    if not arm.requirement:
-        return
-    home, done = ENVIRONMENTS / arm.name, ENVIRONMENTS / f"{arm.name}.installed"
-    if done.exists() and done.read_text() == arm.requirement and home.exists():
-        return
-    ENVIRONMENTS.mkdir(exist_ok=True)
-    steps = (
-        [sys.executable, "-m", "venv", "--clear", str(home)],
-        [str(home / "bin" / "python"), "-m", "pip", "install", "-q", "--disable-pip-version-check", arm.requirement],
-    )
-    for step in steps:
-        result = subprocess.run(step, capture_output=True, text=True, check=False)
-        if result.returncode:
-            raise NotRunning(f"cannot install {arm.requirement!r}: {result.stderr.strip()[-300:]}")
-    done.write_text(arm.requirement)
+    if arm.requirement:
+        try:
+            environments.install(arm.name, arm.requirement)
+        except environments.NotInstalled as reason:
+            raise NotRunning(str(reason)) from reason
 
 
 def free_port() -> int:
