@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from smallfirst.errors import RequestError, TooLargeError
 from smallfirst.schemas import (
     MAX_DEPTH,
-    MAX_SCHEMA_CHARS,
+    MAX_SCHEMA_BYTES,
+    MAX_SCHEMA_NODES,
     JsonTextError,
     SchemaCache,
     canonical_json,
@@ -70,13 +71,13 @@ def test_a_schema_that_refers_to_itself_alone_ends() -> None:
 
 
 def test_absurd_schemas_are_too_large() -> None:
-    """Too many characters, too deep a nesting, or subschemas that multiply, are a 413."""
+    """Too many bytes or nodes, too deep a nesting, or subschemas that multiply, are a 413."""
     deep: dict[str, Any] = {}
     for _ in range(5000):
         deep = {"not": deep}
     doubling = {f"d{i}": {"allOf": [{"$ref": f"#/$defs/d{i + 1}"}] * 2} for i in range(40)}
     multiplying = {"$defs": {**doubling, "d40": {"minimum": 0}}, "$ref": "#/$defs/d0"}
-    for schema in ({"description": "x" * MAX_SCHEMA_CHARS}, deep, multiplying):
+    for schema in ({"description": "x" * MAX_SCHEMA_BYTES}, {"enum": [0] * MAX_SCHEMA_NODES}, deep, multiplying):
         with pytest.raises(TooLargeError):
             check_schema(schema, param="x")
 

@@ -313,9 +313,12 @@ class JsonPrefix:
         frame = self._frames[-1]
         options: list[tuple[Shape, Sequence[str] | None, int | None]] = []
         for shape in frame.shapes:
-            if shape.max_properties is not None and len(frame.value) >= shape.max_properties:
-                continue
-            left = None if shape.names is None else [name for name in shape.names if name not in frame.value]
+            names = self._grammar.keys(shape)
+            left = None if names is None else [name for name in names if name not in frame.value]
+            if shape.max_properties is not None:
+                room = shape.max_properties - len(frame.value)
+                missing = shape.required - frame.value.keys()
+                left = left if room > len(missing) else sorted(missing) if room == len(missing) else []
             if left is None or left:
                 options.append((shape, left, None))
         return options

@@ -1,7 +1,8 @@
 """JSON Schemas as clients send them: refused when unusable, compiled once, applied without I/O and without hanging.
 
-`jsonschema-rs` does the validating (draft 2020-12 unless `$schema` names another, `format` asserted). References that
-leave the document are never fetched, and a pattern that backtracks without end counts as not matching.
+`jsonschema-rs` does the validating: draft 2020-12 unless `$schema` names another; `format` is asserted, in older drafts
+also those formats that came later. References that leave the document are never fetched, and a pattern that backtracks
+without end counts as not matching. What is not checked is named by `keywords.unchecked`.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import hashlib
 import json
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from typing import Any, Generic, NoReturn, TypeVar
 from urllib.parse import unquote
 
@@ -19,17 +21,34 @@ import msgspec
 from smallfirst.errors import RequestError, TooLargeError
 from smallfirst.types import Json
 
-MAX_SCHEMA_CHARS = 512 * 1024
+MAX_SCHEMA_BYTES = 256 * 1024
+MAX_SCHEMA_NODES = 5_000
+"""Most members and items, at all levels together."""
 MAX_SCHEMA_DEPTH = 100
 MAX_DEPTH = 128
 """Deepest nesting of a JSON value in an answer."""
 MAX_UNFOLDED = 10_000
 """Most subschemas that may apply to one and the same value: validation time is proportional to it."""
 PATTERN_OPTIONS = jsonschema_rs.FancyRegexOptions(backtrack_limit=100_000, size_limit=4 * 1024 * 1024)
+FORMATS = {
+    **dict.fromkeys(("date-time", "email", "hostname", "ipv4", "ipv6", "uri"), 4),
+    **dict.fromkeys(("date", "time", "regex", "idn-email"), 4),
+    **dict.fromkeys(("json-pointer", "uri-reference", "uri-template"), 6),
+    **dict.fromkeys(("relative-json-pointer", "iri", "iri-reference", "idn-hostname"), 7),
+    **dict.fromkeys(("uuid", "duration"), 2019),
+}
+"""The formats that are checked, with the draft from which on jsonschema-rs knows them."""
 
 _IN_PLACE_LISTS = ("allOf", "anyOf", "oneOf")
 _IN_PLACE = ("not", "if", "then", "else")
 _BRIEF = json.JSONEncoder(ensure_ascii=False, default=repr)
+_DRAFTS = {
+    jsonschema_rs.Draft4Validator: 4,
+    jsonschema_rs.Draft6Validator: 6,
+    jsonschema_rs.Draft7Validator: 7,
+    jsonschema_rs.Draft201909Validator: 2019,
+    jsonschema_rs.Draft202012Validator: 2020,
+}
 _T = TypeVar("_T")
 
 
@@ -57,6 +76,30 @@ class SchemaCache(Generic[_T]):
         return entry
 
 
+def draft_of(schema: Json) -> int:
+    """The draft that `schema` is written in: 4, 6, 7, 2019 or 2020. Raises ReferencingError for one of its own."""
+    return _DRAFTS[jsonschema_rs.validator_cls_for(dict(schema))]
+
+
+@cache
+def _later_formats(draft: int) -> dict[str, Callable[[str], bool]]:
+    """Checks of the formats that came after `draft`, as the latest draft defines them."""
+    later = (name for name, since in FORMATS.items() if since > draft)
+    return {name: jsonschema_rs.validator_for({"format": name}, validate_formats=True).is_valid for name in later}
+
+
+def validator_for(schema: Json, registry: jsonschema_rs.Registry | None = None) -> jsonschema_rs.Validator:
+    """`schema` compiled; what it refers to is in it or in `registry`. Raises ValueError and ReferencingError."""
+    return jsonschema_rs.validator_for(
+        dict(schema),
+        registry=registry,
+        validate_formats=True,
+        formats=_later_formats(draft_of(schema)),
+        pattern_options=PATTERN_OPTIONS,
+        offline=True,
+    )
+
+
 class _Absurd(Exception):
     """A schema over a limit; the message completes "The schema ..."."""
 
@@ -64,15 +107,26 @@ class _Absurd(Exception):
 def _compile(schema: Json) -> jsonschema_rs.Validator:
     if depth(schema, MAX_SCHEMA_DEPTH) > MAX_SCHEMA_DEPTH:
         raise _Absurd(f"nests deeper than {MAX_SCHEMA_DEPTH} levels")
-    size = len(canonical_json(schema))
-    if size > MAX_SCHEMA_CHARS:
-        raise _Absurd(f"has {size} characters; {MAX_SCHEMA_CHARS} are allowed")
-    validator = jsonschema_rs.validator_for(
-        dict(schema), validate_formats=True, pattern_options=PATTERN_OPTIONS, offline=True
-    )
+    if excess := _excess(schema):
+        raise _Absurd(excess)
+    validator = validator_for(schema)
     if _unfolded(schema) > MAX_UNFOLDED:
         raise _Absurd(f"applies more than {MAX_UNFOLDED} subschemas to one value")
     return validator
+
+
+def _excess(schema: Json) -> str | None:
+    """By what `schema` is over the limits of size, as the end of a sentence."""
+    if (size := len(msgspec.json.encode(schema))) > MAX_SCHEMA_BYTES:
+        return f"has {size} bytes; {MAX_SCHEMA_BYTES} are allowed"
+    nodes = 0
+    stack: list[Any] = [schema]
+    while stack:
+        found = stack.pop()
+        nodes += len(found)
+        children = found.values() if isinstance(found, Mapping) else found
+        stack.extend(child for child in children if isinstance(child, (Mapping, list)))
+    return f"has {nodes} nodes; {MAX_SCHEMA_NODES} are allowed" if nodes > MAX_SCHEMA_NODES else None
 
 
 compiled = SchemaCache(_compile)
@@ -83,18 +137,28 @@ def check_schema(schema: Any, *, param: str) -> None:
     """Refuse a schema that cannot be used; `param` names its place in the request.
 
     Raises RequestError for one that is not a valid JSON Schema or that refers outside itself, and TooLargeError for
-    one over MAX_SCHEMA_CHARS, MAX_SCHEMA_DEPTH or MAX_UNFOLDED. Recursion through local references is fine.
+    one over MAX_SCHEMA_BYTES, MAX_SCHEMA_NODES, MAX_SCHEMA_DEPTH or MAX_UNFOLDED. Recursion through local references
+    is fine.
     """
     if not isinstance(schema, Mapping):
         _refuse(f"The schema at {param} is {elide(schema)}; a JSON Schema is an object.", param)
     try:
         compiled(schema)
     except (_Absurd, RecursionError) as error:
-        reason = str(error) if isinstance(error, _Absurd) else "nests too deep, or its references do"
-        hint = "Simplify it; what allOf, anyOf and oneOf refer to multiplies, so list each definition once."
-        raise TooLargeError(f"The schema at {param} {reason}.", hint=hint, param=param) from None
+        _too_large(str(error) if isinstance(error, _Absurd) else "nests too deep, or its references do", param)
     except (ValueError, jsonschema_rs.ReferencingError) as error:
         _refuse(f"The schema at {param} is not usable: {_reason(error)}.", param)
+
+
+def check_size(schema: Json, *, param: str) -> None:
+    """The part of `check_schema` that asks nothing but how large `schema` is. Raises TooLargeError."""
+    if excess := _excess(schema):
+        _too_large(excess, param)
+
+
+def _too_large(reason: str, param: str) -> NoReturn:
+    hint = "Simplify it; what allOf, anyOf and oneOf refer to multiplies, so list each definition once."
+    raise TooLargeError(f"The schema at {param} {reason}.", hint=hint, param=param) from None
 
 
 def _refuse(message: str, param: str) -> NoReturn:
@@ -135,14 +199,15 @@ def resolve(root: Json, reference: str) -> Any:
     return node
 
 
-def _in_place(root: Json, schema: Json) -> Iterator[Any]:
+def in_place(root: Json, schema: Json) -> Iterator[Any]:
     """The subschemas that apply to the same value as `schema` does."""
     for keyword in _IN_PLACE_LISTS:
         branches = schema.get(keyword)
         yield from branches if isinstance(branches, list) else ()
     yield from (schema[keyword] for keyword in _IN_PLACE if keyword in schema)
-    dependent = schema.get("dependentSchemas")
-    yield from dependent.values() if isinstance(dependent, Mapping) else ()
+    for keyword in ("dependentSchemas", "dependencies"):
+        dependent = schema.get(keyword)
+        yield from dependent.values() if isinstance(dependent, Mapping) else ()
     reference = schema.get("$ref")
     if isinstance(reference, str):
         try:
@@ -160,7 +225,7 @@ def _unfolded(root: Json) -> int:
             return 1
         if id(schema) not in counts:
             counts[id(schema)] = 1
-            counts[id(schema)] = min(1 + sum(map(count, _in_place(root, schema))), MAX_UNFOLDED + 1)
+            counts[id(schema)] = min(1 + sum(map(count, in_place(root, schema))), MAX_UNFOLDED + 1)
         return counts[id(schema)]
 
     most = 0

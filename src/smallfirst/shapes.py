@@ -9,14 +9,14 @@ a keyword that is not understood, or a schema with too many alternatives, claims
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Any
 from urllib.parse import quote, unquote
 
 import jsonschema_rs
 
-from smallfirst.schemas import PATTERN_OPTIONS, SchemaCache, compiled, resolve
+from smallfirst.schemas import PATTERN_OPTIONS, SchemaCache, compiled, draft_of, resolve, validator_for
 from smallfirst.types import Json
 
 Parts = frozenset[str]
@@ -27,6 +27,8 @@ MAX_STEPS = 4_000
 """Most subschemas that are visited to find the alternatives of one value; the rest claims nothing."""
 MAX_CHAIN = 64
 """Longest chain of references, allOf, anyOf and so on that is followed."""
+MAX_LOOK = 16
+"""How many levels of required members and items are looked through for one that no value satisfies."""
 ANY_START = frozenset('{["-0tfn')
 """First characters of JSON values; "0" stands for every digit."""
 
@@ -41,13 +43,7 @@ _STARTS = {
     "boolean": "tf",
     "null": "n",
 }
-_DRAFTS = {
-    jsonschema_rs.Draft4Validator: 4,
-    jsonschema_rs.Draft6Validator: 6,
-    jsonschema_rs.Draft7Validator: 7,
-    jsonschema_rs.Draft201909Validator: 2019,
-    jsonschema_rs.Draft202012Validator: 2020,
-}
+_PLAIN = frozenset({"type", "enum", "const", "title", "description", "default"})
 _FREE: list[Parts] = [frozenset()]
 
 
@@ -55,8 +51,9 @@ _FREE: list[Parts] = [frozenset()]
 class Shape:
     """What is certain of a value in which all of `parts` hold.
 
-    starts: possible first characters; strings: the possible strings, sorted; names: the possible keys of an object,
-    sorted; None where anything may be. max_*: upper limits, None without one.
+    starts: possible first characters; strings: the possible strings, sorted; names: the keys that an object may have by
+    their names alone, sorted; None where anything may be. required: keys that an object must have. max_*: upper limits,
+    None without one.
     """
 
     parts: Parts = frozenset()
@@ -64,6 +61,7 @@ class Shape:
     strings: tuple[str, ...] | None = None
     max_length: int | None = None
     names: tuple[str, ...] | None = None
+    required: frozenset[str] = frozenset()
     max_properties: int | None = None
     max_items: int | None = None
 
@@ -74,11 +72,13 @@ class Shapes:
     def __init__(self, schema: Json) -> None:
         self.root: Parts = frozenset({"#"})
         self._schema = dict(schema)
-        self._draft = _DRAFTS[jsonschema_rs.validator_cls_for(self._schema)]
+        self._draft = draft_of(self._schema)
         self._registry = _registered(self._schema)
         self._validators: dict[str, jsonschema_rs.Validator | None] = {"#": compiled(schema)}
         self._shapes: dict[Parts, tuple[Shape, ...]] = {}
+        self._keys: dict[Shape, tuple[str, ...]] = {}
         self._steps = 0
+        self._pending: set[Parts] = set()
         self._nodes: dict[str, Any] = {}
         self._patterns: dict[str, jsonschema_rs.Validator] = {}
 
@@ -90,7 +90,9 @@ class Shapes:
                 self._shapes.clear()
             self._steps = MAX_STEPS
             alternatives = _product([self._alternatives(pointer, ()) for pointer in sorted(parts)])
-            shapes = (self._shape(alternative) for alternative in alternatives)
+            self._pending.add(parts)
+            shapes = [self._shape(alternative) for alternative in alternatives]
+            self._pending.discard(parts)
             known = self._shapes[parts] = tuple(shape for shape in shapes if shape.starts)
         return known
 
@@ -112,6 +114,16 @@ class Shapes:
                 named = [f"{pointer}/additionalProperties"]
             found.update(named)
         return self._possible(frozenset(found))
+
+    def keys(self, shape: Shape) -> tuple[str, ...] | None:
+        """The keys that an object of `shape` may have, sorted; None where any may be."""
+        if shape.names is None:
+            return None
+        if shape not in self._keys:
+            if len(self._keys) >= _MAX_MEMO:
+                self._keys.clear()
+            self._keys[shape] = tuple(name for name in shape.names if self.member(shape, name) is not None)
+        return self._keys[shape]
 
     def item(self, shape: Shape, index: int) -> Parts | None:
         """What must hold of the item at `index` of an array of `shape`; None when it may not be there."""
@@ -138,7 +150,10 @@ class Shapes:
         return "it does not satisfy its schema"
 
     def _possible(self, parts: Parts) -> Parts | None:
-        return parts if self.at(parts) else None
+        """`parts`, or None when no value satisfies them; a value that is being looked at deeper down counts as
+        possible, and so does what lies deeper than MAX_LOOK."""
+        unknown = parts in self._pending or (len(self._pending) >= MAX_LOOK and parts not in self._shapes)
+        return parts if unknown or self.at(parts) else None
 
     def _valid(self, pointer: str, value: Any) -> bool:
         validator = self._validator(pointer)
@@ -158,13 +173,7 @@ class Shapes:
             return None
         draft = {"$schema": self._schema["$schema"]} if "$schema" in self._schema else {}
         try:
-            return jsonschema_rs.validator_for(
-                {**draft, "$ref": _URI + quote(pointer, safe="#/~")},
-                registry=registry,
-                validate_formats=True,
-                pattern_options=PATTERN_OPTIONS,
-                offline=True,
-            )
+            return validator_for({**draft, "$ref": _URI + quote(pointer, safe="#/~")}, registry)
         except ValueError:
             return None
 
@@ -220,17 +229,50 @@ class Shapes:
 
     def _shape(self, parts: Parts) -> Shape:
         schemas = [self._plain(pointer) for pointer in parts]
-        literals = [values for schema in schemas for values in self._literals(schema)]
-        starts = reduce(frozenset.__and__, map(_literal_starts, literals), ANY_START)
-        texts = [{value for value in values if isinstance(value, str)} for values in literals]
-        return Shape(
+        values = self._values(parts, schemas)
+        known = ANY_START if values is None else _literal_starts(values)
+        shape = Shape(
             parts=parts,
-            starts=reduce(frozenset.__and__, (self._starts(schema) for schema in schemas), starts),
-            strings=tuple(sorted(set.intersection(*texts))) if texts else None,
+            starts=reduce(frozenset.__and__, (self._starts(schema) for schema in schemas), known),
+            strings=None if values is None else tuple(sorted({v for v in values if isinstance(v, str)})),
             max_length=_least(schemas, "maxLength"),
             names=_closed_names(schemas),
+            required=frozenset(name for schema in schemas for name in _names(schema.get("required"))),
             max_properties=_least(schemas, "maxProperties"),
             max_items=_least(schemas, "maxItems"),
+        )
+        possible = {'"': self._some_string, "{": self._some_object, "[": self._some_array}
+        empty = {start for start, some in possible.items() if start in shape.starts and not some(shape, schemas)}
+        return replace(shape, starts=shape.starts - empty) if empty else shape
+
+    def _values(self, parts: Parts, schemas: list[Json]) -> list[Any] | None:
+        """The possible values where enum or const lists them, else None."""
+        literals = [values for schema in schemas for values in self._literals(schema)]
+        if not literals:
+            return None
+        fewest = min(literals, key=len)
+        alone = len(literals) == 1 and all(schema.keys() <= _PLAIN for schema in schemas)
+        return fewest if alone else [value for value in fewest if self.holds(parts, value)]
+
+    def _some_string(self, shape: Shape, schemas: list[Json]) -> bool:
+        """Whether there is a string of this shape; the two functions below ask the same of objects and arrays."""
+        return _fits(_most(schemas, "minLength"), shape.max_length)
+
+    def _some_object(self, shape: Shape, schemas: list[Json]) -> bool:
+        least = max(_most(schemas, "minProperties"), len(shape.required))
+        if not _fits(least, shape.max_properties):
+            return False
+        if shape.names is not None and (len(shape.names) < least or not shape.required.issubset(shape.names)):
+            return False
+        return all(self.member(shape, name) is not None for name in shape.required)
+
+    def _some_array(self, shape: Shape, schemas: list[Json]) -> bool:
+        least = _most(schemas, "minItems")
+        told = max(
+            (len(head) for s in schemas if isinstance(head := s.get("prefixItems", s.get("items")), list)), default=0
+        )
+        return _fits(least, shape.max_items) and all(
+            self.item(shape, index) is not None for index in range(min(least, told + 1))
         )
 
     def _literals(self, schema: Json) -> Iterator[list[Any]]:
@@ -344,6 +386,18 @@ def _number(schema: Json, keyword: str) -> float | None:
 def _least(schemas: list[Json], keyword: str) -> int | None:
     limits = [limit for schema in schemas if (limit := _number(schema, keyword)) is not None]
     return int(min(limits)) if limits else None
+
+
+def _most(schemas: list[Json], keyword: str) -> int:
+    return int(max((limit for schema in schemas if (limit := _number(schema, keyword)) is not None), default=0))
+
+
+def _fits(least: int, most: int | None) -> bool:
+    return most is None or least <= most
+
+
+def _names(required: Any) -> list[str]:
+    return required if isinstance(required, list) else []
 
 
 def _closed_names(schemas: list[Json]) -> tuple[str, ...] | None:

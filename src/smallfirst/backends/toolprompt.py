@@ -15,24 +15,29 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
+from urllib.parse import urlsplit
 
 import msgspec
 
+from smallfirst.backends.tightening import tightened
 from smallfirst.errors import BackendError, ConstraintUnsupported
-from smallfirst.types import Json, Request, Tool
+from smallfirst.keywords import subschemas
+from smallfirst.types import ConstraintMode, Json, Request, Tool
 
 _THINK_CHARACTERS = 600  # of free text before a "late" answer
 _DETAIL = 100  # characters kept of a description
 _MOST_CALLS = 8  # in one list: a small model may repeat itself without end
 _MARK = re.compile(r"[{\[`<]")  # where a call, a fenced call or a tagged call may begin
-_COMBINING = ("allOf", "anyOf", "oneOf", "not", "if", "$ref", "patternProperties", "dependentSchemas")
+_METASCHEMA = re.compile(r"https?://json-schema\.org/")
+_REPEATED = re.compile(r" \(\d+ times\)$")
 _GUIDANCE = {
     "whitespace_flexible": False,
     "item_separator": ", ",
     "key_separator": ": ",
     "coerce_one_of": True,
-    "lenient": True,  # keywords that the grammar cannot hold are left to the validators
+    "lenient": True,  # keywords that the grammar cannot hold are left to the validators, and named by `unheld`
 }
 
 
@@ -61,28 +66,73 @@ def grammar(request: Request) -> str | None:
     Raises ConstraintUnsupported with the compiler's reason. The check runs here because the engine itself only logs a
     grammar that it cannot compile, and then generates freely.
     """
-    from llguidance import LLMatcher
-
     if request.constraint is None:
         return None
-    text_allowed = (
-        bool(request.callable_tools) and request.tool_choice.mode == "auto" and _format_schema(request) is None
-    )
-    if request.constraint.mode == "late":
+    made = _checked(request)
+    if made.problem:
+        raise ConstraintUnsupported(
+            f"The schema of this answer cannot be held while decoding: {made.problem}",
+            hint='Simplify the schema, or use the constraint mode "free".',
+        )
+    return made.text
+
+
+def unheld(request: Request) -> tuple[str, ...]:
+    """The keywords of `request.constraint` that its grammar leaves to the validators, sorted ("format: NAME" for
+    formats); empty without a constraint and where there is no grammar."""
+    return () if request.constraint is None else _checked(request).unheld
+
+
+@dataclass(frozen=True, slots=True)
+class _Grammar:
+    """A grammar, the keywords that it does not hold, and why it cannot be compiled ("" if it can)."""
+
+    text: str
+    unheld: tuple[str, ...] = ()
+    problem: str = ""
+
+
+def _checked(request: Request) -> _Grammar:
+    constraint = request.constraint
+    assert constraint is not None
+    free = request.callable_tools and request.tool_choice.mode == "auto" and _format_schema(request) is None
+    return _compiled(msgspec.json.encode(constraint.schema), constraint.mode, bool(free))
+
+
+@lru_cache(maxsize=128)
+def _compiled(schema: bytes, mode: ConstraintMode, text_allowed: bool) -> _Grammar:
+    """The grammar of a schema, given as JSON because the order of properties counts. Tools recur: compiling them takes
+    milliseconds, during which the gateway does nothing else."""
+    from llguidance import LLMatcher
+
+    if mode == "late":
         start = "think answer | text" if text_allowed else "think answer"
         rules = f"think: /[^{{\\[]{{0,{_THINK_CHARACTERS}}}/\n" + ("text: /[^{\\[]+/\n" if text_allowed else "")
     else:
         start = "answer | text" if text_allowed else "answer"
         rules = "text: /[^{\\[](.|\\n)*/\n" if text_allowed else ""
-    schema = json.dumps({**_tightened(request.constraint.schema), "x-guidance": _GUIDANCE})
-    made = f"%llguidance {{}}\nstart: {start}\n{rules}answer: %json {schema}\n"
-    if problem := LLMatcher.validate_grammar(made):
-        reason = " ".join(problem.partition(": ")[2].partition("\n   1 |")[0].split())
-        raise ConstraintUnsupported(
-            f"The schema of this answer cannot be held while decoding: {reason}",
-            hint='Simplify the schema, or use the constraint mode "free".',
-        )
-    return made
+    held = json.dumps({**tightened(json.loads(schema)), "x-guidance": _GUIDANCE})
+    made = f"%llguidance {{}}\nstart: {start}\n{rules}answer: %json {held}\n"
+    failed, messages = LLMatcher.validate_grammar_with_warnings(made)
+    if failed:
+        reason = messages[0].partition(": ")[2].partition("\n   1 |")[0]
+        return _Grammar(made, problem=" ".join(reason.split()))
+    return _Grammar(made, unheld=tuple(sorted({name for message in messages for name in _keywords_in(message)})))
+
+
+def _keywords_in(warning: str) -> Iterator[str]:
+    """The keywords that a warning of llguidance says it ignores; the warning itself if it is of another kind."""
+    said = _REPEATED.sub("", warning)
+    if said.startswith("Unimplemented keys: "):
+        yield from json.loads(said.removeprefix("Unimplemented keys: "))
+    elif said.startswith("Unknown format: "):
+        yield f"format: {said.removeprefix('Unknown format: ')}"
+    elif said.startswith("oneOf "):
+        yield "oneOf"
+    elif said.startswith("min/maxProperties "):
+        yield from ("minProperties", "maxProperties")
+    else:
+        yield said
 
 
 def conversation(request: Request) -> list[dict[str, str]]:
@@ -250,46 +300,32 @@ def _call_schema(tool: Tool, index: int, definitions: dict[str, Any]) -> dict[st
 
 
 def _moved(schema: Json, name: str, definitions: dict[str, Any]) -> dict[str, Any]:
-    """`schema` for use inside a larger one: as it is, or as a definition when it refers to parts of itself."""
-    body = {key: value for key, value in schema.items() if key not in ("$schema", "$id")}
-    if "$ref" not in json.dumps(body):
+    """`schema` for use inside a larger one: as it is, or as a resource of its own when it refers to parts of itself.
+
+    A resource keeps its name ($id), if it is an absolute one, so that its references mean what they meant.
+    """
+    body = {key: value for key, value in schema.items() if key not in ("$schema", "$id", "id")}
+    references = [str(node["$ref"]) for _, node in subschemas(schema) if "$ref" in node]
+    if all(_METASCHEMA.match(reference) for reference in references):
         return body
-    definitions[name] = _rebased(body, f"#/$defs/{name}")
-    return {"$ref": f"#/$defs/{name}"}
+    own = str(schema.get("$id") or schema.get("id") or "").rstrip("#")
+    taken = {definition["$id"] for definition in definitions.values()}
+    uri = own if urlsplit(own).scheme and own not in taken else f"https://smallfirst.invalid/{name}"
+    definitions[name] = {"$id": uri, **_anchored(body)}
+    return {"$ref": uri}
 
 
-def _rebased(node: Any, root: str) -> Any:
+def _anchored(node: Any) -> Any:
+    """`node` with the anchors of drafts 4 to 7, as in {"$id": "#name"}, in the words of later drafts."""
     if isinstance(node, list):
-        return [_rebased(item, root) for item in node]
+        return [_anchored(item) for item in node]
     if not isinstance(node, dict):
         return node
-    return {
-        key: root + value[1:]
-        if key == "$ref" and isinstance(value, str) and value.startswith("#")
-        else _rebased(value, root)
-        for key, value in node.items()
-    }
-
-
-def _tightened(schema: Any) -> Any:
-    """`schema` with required properties before optional ones, and closed objects where it lists properties and no more.
-
-    Once the required ones are written, ending costs a model one token; in between, leaving one out would have to be
-    decided at each. Branches of `allOf` stay open, for they describe one object together.
-    """
-    if isinstance(schema, list):
-        return [_tightened(item) for item in schema]
-    if not isinstance(schema, Mapping):
-        return schema
-    made = {
-        k: v if k in ("allOf", "const", "enum", "default", "examples") else _tightened(v) for k, v in schema.items()
-    }
-    properties, required = made.get("properties"), made.get("required")
-    if isinstance(properties, dict) and isinstance(required, list | type(None)):
-        first = [name for name in properties if name in (required or ())]
-        made["properties"] = {name: properties[name] for name in [*first, *(n for n in properties if n not in first)]}
-        if not any(key in made for key in _COMBINING):
-            made.setdefault("additionalProperties", False)
+    made = {key: _anchored(value) for key, value in node.items()}
+    for key in ("$id", "id"):
+        if isinstance(anchor := node.get(key), str) and anchor.startswith("#"):
+            made["$anchor"] = anchor[1:]
+            del made[key]
     return made
 
 

@@ -10,12 +10,11 @@ from typing import Any, Literal, TypeVar
 import msgspec
 
 from smallfirst.errors import BackendGarbage, RequestError, SmallfirstError, TooLargeError, UpstreamError
+from smallfirst.schemas import MAX_SCHEMA_BYTES, MAX_SCHEMA_NODES, check_size
 from smallfirst.types import Json, Native, Origin, Request, TokenLogprob, Tool, ToolChoice, Wire
 from smallfirst.wire import sse
 
 MAX_DEPTH = 100
-MAX_SCHEMA_BYTES = 256 * 1024
-MAX_SCHEMA_NODES = 5000
 OUR_METADATA = ("smallfirst_task", "smallfirst_episode", "smallfirst_user")
 
 ChoiceMode = Literal["auto", "none", "required"]
@@ -92,16 +91,10 @@ def _levels(value: object) -> Iterator[tuple[int, list[Any]]]:
 
 
 def check_schema(schema: Json, param: str, body_bytes: int) -> None:
-    """TooLargeError if `schema` is over the limits. No schema is larger than the body it came in, nor has more nodes
-    than half the body's bytes; so a small body costs no walk."""
-    if body_bytes > MAX_SCHEMA_BYTES and (size := len(msgspec.json.encode(schema))) > MAX_SCHEMA_BYTES:
-        raise TooLargeError(f"{param}: a schema of {size} bytes.", hint=f"At most {MAX_SCHEMA_BYTES}.", param=param)
-    if body_bytes > 2 * MAX_SCHEMA_NODES:
-        nodes = sum(len(container) for _, level in _levels(schema) for container in level)
-        if nodes > MAX_SCHEMA_NODES:
-            raise TooLargeError(
-                f"{param}: a schema of {nodes} nodes.", hint=f"At most {MAX_SCHEMA_NODES}.", param=param
-            )
+    """TooLargeError if `schema` is over the limits of size. No schema is larger than the body it came in, nor has more
+    nodes than half the body's bytes; so a small body costs no walk."""
+    if body_bytes > min(MAX_SCHEMA_BYTES, 2 * MAX_SCHEMA_NODES):
+        check_size(schema, param=param)
 
 
 def check_name(name: str, param: str) -> None:
