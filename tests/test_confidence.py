@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smallfirst.confidence import canonical_call, entropy, features, json_spans, margin, value_tokens
+from smallfirst.agreement import canonical_call
+from smallfirst.confidence import entropy, features, json_spans, margin, value_tokens
 from smallfirst.types import (
     Choice,
     Completion,

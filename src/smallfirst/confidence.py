@@ -1,8 +1,8 @@
 """What is recorded of an answer so that its correctness can be predicted (mechanisms, section 2).
 
 `features` looks at the tokens that carry *values* (arguments of calls, enum members, the function's name): grammar
-makes keys and punctuation certain and says nothing. `canonical_call` decides when two calls are the same. Calibrating
-the features into P(correct) is not done here.
+makes keys and punctuation certain and says nothing. What the request's text says of the answer is `evidence`'s, what
+other answers say `agreement`'s. Calibrating the features into P(correct) is `calibration`'s.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, Literal
 
-from smallfirst.schemas import JsonTextError, canonical_json, parse_json, resolve
+from smallfirst import agreement, evidence
+from smallfirst.evidence import Kind, message_texts
+from smallfirst.schemas import JsonTextError, canonical_json, parse_json
 from smallfirst.types import Choice, Completion, Json, Request, TokenLogprob, ToolCall, Verdict
 
 Path = tuple[str | int, ...]
@@ -23,7 +25,6 @@ Path = tuple[str | int, ...]
 _TOKEN = re.compile(r'[ \t\n\r]*("(?:[^"\\]|\\.)*"|-?\d[\d.eE+-]*|true|false|null|[{}\[\],:])', re.DOTALL)
 _BRACKET = re.compile(r"[{\[]")
 _MAX_TRIES = 64
-_SPACES = re.compile(r"\s+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,13 +69,49 @@ def json_spans(raw: str, start: int = 0) -> Iterator[Span]:
             return
 
 
-def features(request: Request, completion: Completion, verdict: Verdict, repairs: int) -> dict[str, float]:
+REQUEST_FEATURES: Mapping[str, Kind] = {
+    "tools": "count",
+    "schema_chars": "count",
+    "prompt_chars": "count",
+    **evidence.REQUEST_FEATURES,
+}
+"""What is known before any model is asked."""
+
+FEATURES: Mapping[str, Kind] = {
+    **REQUEST_FEATURES,
+    "repairs": "count",
+    "violations": "count",
+    "mended": "value",
+    "constrained": "value",
+    "no_call": "value",
+    **evidence.ANSWER_FEATURES,
+    **agreement.FEATURES,
+    "value_tokens": "count",
+    "margin_mean": "value",
+    "margin_min": "value",
+    "margin_p10": "value",
+    "logprob_sum": "value",
+    "logprob_mean": "value",
+    "decision_entropy": "value",
+}
+"""Every feature there is, and whether it is a count (differences matter less the larger it is)."""
+
+
+def features(
+    request: Request,
+    completion: Completion,
+    verdict: Verdict,
+    repairs: int = 0,
+    *,
+    mended: bool = False,
+    others: Sequence[Completion] = (),
+) -> dict[str, float]:
     """Features of the first choice. What cannot be known is absent, never 0.
 
-    Of the request: tools (callable ones), schema_chars (canonical JSON of their and the answer's schemas),
-    prompt_chars (texts of the messages). Of the attempt: repairs, violations, constrained (1 when the backend was told
-    a schema to hold decoding to, else 0), no_call (1 when tools were offered and none was called, else 0;
-    absent without tools).
+    `request_features`, `evidence.answer_evidence`, and `agreement.agreement` with the first choices of `others`. Of the
+    attempt: repairs, violations, mended (1 when its calls were put right without a model), constrained (1 when the
+    backend was told a schema to hold decoding to, else 0), no_call (1 when tools were offered and none was called, else
+    0; absent without tools).
 
     From log-probabilities, over the value tokens: value_tokens (their number), margin_mean, margin_min, margin_p10
     (see `margin`; tokens without one are left out), logprob_sum and logprob_mean (natural logs).
@@ -83,22 +120,35 @@ def features(request: Request, completion: Completion, verdict: Verdict, repairs
     """
     choice = completion.choices[0] if completion.choices else Choice()
     tools = request.callable_tools
-    schemas: list[Json] = [tool.parameters for tool in tools.values()]
-    if request.response_format.schema is not None:
-        schemas.append(request.response_format.schema)
-    found = {
-        "tools": float(len(tools)),
-        "schema_chars": float(sum(len(canonical_json(schema)) for schema in schemas)),
-        "prompt_chars": float(sum(map(len, _texts(request.messages)))),
+    found = request_features(request)
+    found |= {
         "repairs": float(repairs),
         "violations": float(len(verdict.violations)),
+        "mended": float(mended),
         "constrained": float(request.constraint is not None),
     }
     if tools:
         found["no_call"] = float(not choice.tool_calls)
+    found |= evidence.answer_evidence(request, choice)
+    found |= agreement.agreement(request, choice, [other.choices[0] for other in others if other.choices])
     if choice.logprobs:
         found |= _token_features(choice, decides=bool(tools))
     return found
+
+
+def request_features(request: Request) -> dict[str, float]:
+    """Features of the request alone: tools (callable ones), schema_chars (canonical JSON of their and the answer's
+    schemas), prompt_chars (texts of the messages), and `evidence.request_evidence`."""
+    tools = request.callable_tools
+    schemas: list[Json] = [tool.parameters for tool in tools.values()]
+    if request.response_format.schema is not None:
+        schemas.append(request.response_format.schema)
+    return {
+        "tools": float(len(tools)),
+        "schema_chars": float(sum(len(canonical_json(schema)) for schema in schemas)),
+        "prompt_chars": float(sum(len(text) for message in request.messages for text in message_texts(message))),
+        **evidence.request_evidence(request),
+    }
 
 
 def margin(token: TokenLogprob) -> float | None:
@@ -267,86 +317,3 @@ def _names(document: Any, path: Path, name: str) -> Path | None:
         return path
     beside = (key for key, value in parent.items() if value == name) if isinstance(parent, dict) else ()
     return next(((*path[:-1], key) for key in beside), None)
-
-
-def _texts(messages: Iterable[Json]) -> Iterator[str]:
-    for message in messages:
-        content = message.get("content")
-        if isinstance(content, str):
-            yield content
-        for part in content if isinstance(content, list) else ():
-            if isinstance(part, Mapping) and isinstance(part.get("text"), str):
-                yield part["text"]
-
-
-def canonical_call(name: str, arguments: str, schema: Json) -> str:
-    """A text that is equal for equal calls: `name` with `arguments` (JSON text) under the tool's `schema`.
-
-    Keys have no order, 1 is 1.0, and an absent member equals the `default` that the schema states for it. Strings are
-    equal exactly, but a member of an enum (or a const) may differ from it in case and white space. Arguments that are
-    not JSON are equal to the same text only.
-    """
-    try:
-        value = parse_json(arguments)
-    except JsonTextError:
-        return json.dumps([name, None, arguments])
-    return canonical_json([name, _canonical(value, _applying(schema, schema), schema)])
-
-
-def _canonical(value: Any, schemas: list[Json], root: Json) -> Any:
-    """`value` in the form in which equal values are equal; `schemas` are those known to apply to it."""
-    if isinstance(value, dict):
-        members = {}
-        for key, member in value.items():
-            inner = [s for one in schemas if (sub := _sub(one, "properties").get(key)) for s in _applying(sub, root)]
-            form = _canonical(member, inner, root)
-            defaults = [_canonical(one["default"], inner, root) for one in inner if "default" in one]
-            if not any(canonical_json(form) == canonical_json(default) for default in defaults):
-                members[key] = form
-        return members
-    if isinstance(value, list):
-        items = [s for one in schemas if isinstance(sub := one.get("items"), Mapping) for s in _applying(sub, root)]
-        return [_canonical(item, items, root) for item in value]
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    return _spelled(value, schemas) if isinstance(value, str) else value
-
-
-def _spelled(text: str, schemas: list[Json]) -> str:
-    """`text` as the schemas' enum or const spells it, if it is one of those up to case and white space."""
-    for schema in schemas:
-        allowed = [v for v in (*schema.get("enum", ()), schema.get("const")) if isinstance(v, str)]
-        variants = [v for v in allowed if _folded(v) == _folded(text)]
-        if text not in allowed and len(variants) == 1:
-            return variants[0]
-    return text
-
-
-def _folded(text: str) -> str:
-    return _SPACES.sub(" ", text.strip()).casefold()
-
-
-def _sub(schema: Json, keyword: str) -> Json:
-    found = schema.get(keyword)
-    return found if isinstance(found, Mapping) else {}
-
-
-def _applying(schema: Any, root: Json) -> list[Json]:
-    """`schema` and those that certainly apply with it: reference, allOf, and the one branch beside {"type": "null"}."""
-    found: list[Json] = []
-    stack = [schema]
-    while stack:
-        one = stack.pop()
-        if not isinstance(one, Mapping) or any(one is known for known in found):
-            continue
-        found.append(one)
-        if isinstance(one.get("$ref"), str):
-            try:
-                stack.append(resolve(root, one["$ref"]))
-            except LookupError:
-                continue
-        stack.extend(one.get("allOf", ()))
-        for keyword in ("anyOf", "oneOf"):
-            branches = [b for b in one.get(keyword, ()) if b != {"type": "null"}]
-            stack.extend(branches if len(branches) == 1 else ())
-    return found

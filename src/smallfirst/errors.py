@@ -20,6 +20,7 @@ SmallfirstError
 |  |- ConstraintUnsupported 400  a schema that the embedded engine cannot hold an answer to
 |- NoAnswerError         502   every stage was tried and no valid answer came (abstain)
 |- StoreError            503   the record could not be made durable
+|- CalibrationError            too few labels, or a calibrator that this version cannot read
 |- ModelFileError              weights missing, wrong checksum, disk full
 """
 
@@ -180,6 +181,10 @@ class NoAnswerError(SmallfirstError):
 class StoreError(SmallfirstError):
     status = 503
     code = "store_unavailable"
+
+
+class CalibrationError(SmallfirstError):
+    code = "calibration"
 
 
 class ModelFileError(SmallfirstError):

@@ -1,0 +1,174 @@
+"""When two answers to one request are the same answer, and how far they agree where they are not.
+
+Equality is type- and schema-aware (`canonical_call`). It serves twice: as a feature of confidence, where a second small
+model or another sample answered too, and as a label, where the large model's answer is what to compare with.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from smallfirst.evidence import Kind
+from smallfirst.schemas import JsonTextError, canonical_json, parse_json, resolve
+from smallfirst.types import Choice, Json, Request
+
+FEATURES: Mapping[str, Kind] = {
+    "agree": "value",
+    "agree_names": "value",
+    "agree_count": "value",
+    "agree_arguments": "value",
+    "other_no_call": "value",
+}
+
+_SPACES = re.compile(r"\s+")
+
+
+def same_answer(request: Request, one: Choice, other: Choice) -> bool | None:
+    """Whether two answers are the same; None when that cannot be told.
+
+    Calls are compared as sets of `canonical_call`; JSON text under a response schema likewise. Where one calls a tool
+    and the other does not they differ. Two free texts are the same when they are equal up to case and white space, and
+    cannot be told otherwise: different words may say the same.
+    """
+    if one.tool_calls or other.tool_calls:
+        return calls_of(request, one) == calls_of(request, other)
+    if request.response_format.kind != "text":
+        return _canonical_text(request, one.text) == _canonical_text(request, other.text)
+    return True if _folded(one.text) == _folded(other.text) else None
+
+
+def agreement(request: Request, choice: Choice, others: Sequence[Choice]) -> dict[str, float]:
+    """Features of how far `others` (a second model's answer, or samples) agree with `choice`, as means over them.
+
+    agree: the same answer (where free texts cannot be told: both call nothing). With tools also agree_names (the same
+    tools as often), agree_count (as many calls), agree_arguments (share of argument values that are equal), and
+    other_no_call. Empty without others.
+    """
+    if not others:
+        return {}
+    found = [_agreement(request, choice, other) for other in others]
+    return {name: sum(each[name] for each in found) / len(found) for name in found[0]}
+
+
+def calls_of(request: Request, choice: Choice) -> tuple[str, ...]:
+    """The calls of an answer in canonical form, in a fixed order."""
+    schemas = {tool.name: tool.parameters for tool in request.tools}
+    return tuple(sorted(canonical_call(c.name, c.arguments, schemas.get(c.name, {})) for c in choice.tool_calls))
+
+
+def _agreement(request: Request, choice: Choice, other: Choice) -> dict[str, float]:
+    same = same_answer(request, choice, other)
+    found = {"agree": float(same is not False)}
+    if request.callable_tools:
+        ours, theirs = calls_of(request, choice), calls_of(request, other)
+        names = [Counter(call.name for call in each.tool_calls) for each in (choice, other)]
+        found |= {
+            "agree_names": float(names[0] == names[1]),
+            "agree_count": float(len(ours) == len(theirs)),
+            "agree_arguments": _equal_arguments(ours, theirs),
+            "other_no_call": float(not theirs),
+        }
+    return found
+
+
+def _equal_arguments(ours: Sequence[str], theirs: Sequence[str]) -> float:
+    """The share of (tool, argument, value) that both have, of all that either has (Jaccard over multisets)."""
+    one, other = _values(ours), _values(theirs)
+    either = sum((one | other).values())
+    return sum((one & other).values()) / either if either else 1.0
+
+
+def _values(calls: Sequence[str]) -> Counter[str]:
+    found: Counter[str] = Counter()
+    for call in calls:
+        name, arguments, *_ = json.loads(call)
+        found[name] += 1
+        if isinstance(arguments, dict):
+            found.update(canonical_json([name, key, value]) for key, value in arguments.items())
+    return found
+
+
+def _canonical_text(request: Request, text: str) -> str:
+    try:
+        value = parse_json(text)
+    except JsonTextError:
+        return text
+    schema = request.response_format.schema or {}
+    return canonical_json(_canonical(value, _applying(schema, schema), schema))
+
+
+def canonical_call(name: str, arguments: str, schema: Json) -> str:
+    """A text that is equal for equal calls: `name` with `arguments` (JSON text) under the tool's `schema`.
+
+    Keys have no order, 1 is 1.0, and an absent member equals the `default` that the schema states for it. Strings are
+    equal exactly, but a member of an enum (or a const) may differ from it in case and white space. Arguments that are
+    not JSON are equal to the same text only.
+    """
+    try:
+        value = parse_json(arguments)
+    except JsonTextError:
+        return json.dumps([name, None, arguments])
+    return canonical_json([name, _canonical(value, _applying(schema, schema), schema)])
+
+
+def _canonical(value: Any, schemas: list[Json], root: Json) -> Any:
+    """`value` in the form in which equal values are equal; `schemas` are those known to apply to it."""
+    if isinstance(value, dict):
+        members = {}
+        for key, member in value.items():
+            inner = [s for one in schemas if (sub := _sub(one, "properties").get(key)) for s in _applying(sub, root)]
+            form = _canonical(member, inner, root)
+            defaults = [_canonical(one["default"], inner, root) for one in inner if "default" in one]
+            if not any(canonical_json(form) == canonical_json(default) for default in defaults):
+                members[key] = form
+        return members
+    if isinstance(value, list):
+        items = [s for one in schemas if isinstance(sub := one.get("items"), Mapping) for s in _applying(sub, root)]
+        return [_canonical(item, items, root) for item in value]
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return _spelled(value, schemas) if isinstance(value, str) else value
+
+
+def _spelled(text: str, schemas: list[Json]) -> str:
+    """`text` as the schemas' enum or const spells it, if it is one of those up to case and white space."""
+    for schema in schemas:
+        allowed = [v for v in (*schema.get("enum", ()), schema.get("const")) if isinstance(v, str)]
+        variants = [v for v in allowed if _folded(v) == _folded(text)]
+        if text not in allowed and len(variants) == 1:
+            return variants[0]
+    return text
+
+
+def _folded(text: str) -> str:
+    return _SPACES.sub(" ", text.strip()).casefold()
+
+
+def _sub(schema: Json, keyword: str) -> Json:
+    found = schema.get(keyword)
+    return found if isinstance(found, Mapping) else {}
+
+
+def _applying(schema: Any, root: Json) -> list[Json]:
+    """`schema` and those that certainly apply with it: reference, allOf, and the one branch beside {"type": "null"}."""
+    found: list[Json] = []
+    stack = [schema]
+    while stack:
+        one = stack.pop()
+        if not isinstance(one, Mapping) or any(one is known for known in found):
+            continue
+        found.append(one)
+        if isinstance(one.get("$ref"), str):
+            try:
+                stack.append(resolve(root, one["$ref"]))
+            except LookupError:
+                continue
+        stack.extend(one.get("allOf", ()))
+        for keyword in ("anyOf", "oneOf"):
+            branches = [b for b in one.get(keyword, ()) if b != {"type": "null"}]
+            stack.extend(branches if len(branches) == 1 else ())
+    return found
