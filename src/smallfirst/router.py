@@ -12,7 +12,8 @@ import msgspec
 
 from smallfirst.config import Match, Policy
 from smallfirst.errors import NotFoundError, UnsupportedError
-from smallfirst.types import Calibrator, Request, Route, Stage
+from smallfirst.recurring import derived
+from smallfirst.types import Calibrator, Request, Route, Stage, Tool
 
 AUTO_NAMES = frozenset({"", "auto", "smallfirst"})
 
@@ -36,9 +37,13 @@ class Candidate:
 
 def fingerprint(request: Request) -> str:
     """What recurring calls share: tools, response schema and system text; 12 hex digits of their SHA-256."""
-    tools = [(t.name, t.description, t.parameters) for t in request.tools]
+    tools = derived(request.tools, _tools_json)
     system = [m.get("content") for m in request.messages if _is_system(m)]
     return hashlib.sha256(_encode((tools, request.response_format.schema, system))).hexdigest()[:12]
+
+
+def _tools_json(tools: tuple[Tool, ...]) -> msgspec.Raw:
+    return msgspec.Raw(_encode([(t.name, t.description, t.parameters) for t in tools]))
 
 
 def identify(request: Request, matches: Mapping[str, Match]) -> str:

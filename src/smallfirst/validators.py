@@ -19,6 +19,7 @@ import jsonschema_rs
 import msgspec
 
 from smallfirst.errors import ConfigError, RequestError, TooLargeError
+from smallfirst.recurring import derived
 from smallfirst.schemas import (
     PATTERN_OPTIONS,
     JsonTextError,
@@ -29,7 +30,7 @@ from smallfirst.schemas import (
     json_path,
     parse_json,
 )
-from smallfirst.types import Choice, Completion, Json, Request, ToolCall, Verdict, Violation
+from smallfirst.types import Choice, Completion, Json, Request, Tool, ToolCall, Verdict, Violation
 
 Validator = Callable[[Request, Choice], Iterable[Violation]]
 
@@ -46,8 +47,14 @@ def check_schemas(request: Request) -> None:
     Raises RequestError with `param` for an invalid schema, TooLargeError for one (or all together) over the limits
     of `schemas`.
     """
+    derived(request.tools, _check_tools)
+    if request.response_format.schema is not None:
+        check_schema(request.response_format.schema, param="response_format.json_schema.schema")
+
+
+def _check_tools(tools: tuple[Tool, ...]) -> None:
     total = 0
-    for index, tool in enumerate(request.tools):
+    for index, tool in enumerate(tools):
         param = f"tools[{index}].function.parameters"
         check_schema(tool.parameters, param=param)
         total += len(msgspec.json.encode(tool.parameters))
@@ -58,8 +65,6 @@ def check_schemas(request: Request) -> None:
                 hint='Write "type": "object" and name the arguments under "properties".',
                 param=param,
             )
-    if request.response_format.schema is not None:
-        check_schema(request.response_format.schema, param="response_format.json_schema.schema")
     if total > MAX_SCHEMAS_CHARS:
         raise TooLargeError(
             f"The tools' schemas have {total} characters together; {MAX_SCHEMAS_CHARS} are allowed.", param="tools"
@@ -143,25 +148,31 @@ def _names(names: Iterable[str]) -> str:
 
 
 def _arguments_fit(request: Request, choice: Choice) -> Iterator[Violation]:
+    if not choice.tool_calls:
+        return
+    allowed, checks = request.callable_tools, derived(request.tools, _argument_checks)
     for index, call in enumerate(choice.tool_calls):
-        tool = request.callable_tools.get(call.name)
-        if tool is None:
-            continue
-        path, what = f"$.tool_calls[{index}].arguments", f"The arguments of {tool.name}"
-        yield from _json_fits("arguments", what, path, call.arguments or "{}", tool.parameters, must_be_object=True)
+        if call.name in allowed:
+            path, what = f"$.tool_calls[{index}].arguments", f"The arguments of {call.name}"
+            check = checks[call.name]
+            yield from _json_fits("arguments", what, path, call.arguments or "{}", check, must_be_object=True)
+
+
+def _argument_checks(tools: tuple[Tool, ...]) -> Mapping[str, jsonschema_rs.Validator]:
+    return {tool.name: compiled(tool.parameters) for tool in tools}
 
 
 def _text_fits(request: Request, choice: Choice) -> Iterator[Violation]:
     if choice.tool_calls or choice.refusal or not (choice.text.strip() or request.closed):
         return
     wanted = request.response_format
-    schema = wanted.schema if wanted.schema is not None else {}
+    check = compiled(wanted.schema if wanted.schema is not None else {})
     free = wanted.kind == "json_object"
-    yield from _json_fits("response_format", "The answer", "$.text", choice.text, schema, must_be_object=free)
+    yield from _json_fits("response_format", "The answer", "$.text", choice.text, check, must_be_object=free)
 
 
 def _json_fits(
-    code: str, what: str, path: str, text: str, schema: Json, *, must_be_object: bool
+    code: str, what: str, path: str, text: str, schema: jsonschema_rs.Validator, *, must_be_object: bool
 ) -> Iterator[Violation]:
     try:
         value = parse_json(text)
@@ -171,11 +182,9 @@ def _json_fits(
     if must_be_object and not isinstance(value, dict):
         yield Violation(code, f"{what} must be a JSON object, not {elide(value)}.", path)
         return
-    if schema:
-        errors = islice(compiled(schema).iter_errors(value), MAX_VIOLATIONS)
-        for wrong in errors:
-            inside = json_path(list(wrong.instance_path))
-            yield Violation(code, f"{what}, at {inside}: {_explain(wrong)}.", path + inside[1:])
+    for wrong in islice(schema.iter_errors(value), MAX_VIOLATIONS):
+        inside = json_path(list(wrong.instance_path))
+        yield Violation(code, f"{what}, at {inside}: {_explain(wrong)}.", path + inside[1:])
 
 
 def _explain(error: jsonschema_rs.ValidationError) -> str:

@@ -45,7 +45,9 @@ class Telemetry:
         self._cost = self._counter("cost_usd", "Cost in USD, local machine time priced", "stage")
         self._unpriced = self._counter("unpriced_attempts", "Attempts whose price is unknown", "stage")
         self._dropped = Counter(
-            "smallfirst_shadow_dropped", "Shadow attempts given up because too many waited or no budget allowed them", registry=self._registry
+            "smallfirst_shadow_dropped",
+            "Shadow attempts given up because too many waited or no budget allowed them",
+            registry=self._registry,
         )
         self._refused = self._counter("refused", "Calls refused before a model was asked", "code")
         self._seconds = self._histogram("call_seconds", "Seconds from arrival to durable record", "decision")

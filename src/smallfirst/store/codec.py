@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from smallfirst.errors import StoreError
+from smallfirst.recurring import derived
 from smallfirst.store.crypto import Hasher, Sealer
 from smallfirst.store.database import Connection, Row, insert
 from smallfirst.types import Attempt, Completion, Feedback, Json, Record, Request, Usage, Verdict, Violation
@@ -214,11 +215,13 @@ class Codec:
         return {**fields, **{name: self.hasher.origin(kind, fields[name]) for name, kind in named.items()}}
 
     def _content(self, value: object, hour: int, contents: dict[bytes, Row]) -> bytes:
-        data = encode(value)
-        digest = self.hasher.content(data)
+        digest = derived(value, self._digest)
         if self._known.get(digest, -1) < hour and digest not in contents:
-            contents[digest] = (digest, hour, self.sealer.seal(data, content_row(digest)))
+            contents[digest] = (digest, hour, self.sealer.seal(encode(value), content_row(digest)))
         return digest
+
+    def _digest(self, value: object) -> bytes:
+        return self.hasher.content(encode(value))
 
     def open_payload(self, record_id: str, envelope: bytes) -> Payload:
         return _decode_payload(self.sealer.open(envelope, f"record:{record_id}"))

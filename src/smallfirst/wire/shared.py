@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeVar
 
 import msgspec
 
+from smallfirst import recurring
 from smallfirst.errors import BackendGarbage, RequestError, SmallfirstError, TooLargeError, UpstreamError
 from smallfirst.schemas import MAX_SCHEMA_BYTES, MAX_SCHEMA_NODES, check_size
 from smallfirst.types import Json, Native, Origin, Request, TokenLogprob, Tool, ToolChoice, Wire
@@ -29,18 +30,26 @@ _STEP = re.compile(r"([^.\[\]]+)|\[(\d+)\]")
 def decode(raw: bytes) -> dict[str, Any]:
     """The JSON object that a client sent; RequestError if it is not one, TooLargeError if it nests too deep."""
     try:
-        body = msgspec.json.decode(raw)
+        body: Any = recurring.decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        body = _refused(raw)
+    if not isinstance(body, dict):
+        raise RequestError(f"The body is {type(body).__name__}, not a JSON object.", hint="Send one JSON object.")
+    if raw.count(b"{") + raw.count(b"[") > MAX_DEPTH and any(depth > MAX_DEPTH for depth, _ in _levels(body)):
+        raise _too_deep()
+    return body
+
+
+def _refused(raw: bytes) -> Any:
+    """The JSON value `raw`, which is no object; RequestError if it is no JSON value either."""
+    try:
+        return msgspec.json.decode(raw)
     except UnicodeDecodeError as error:
         raise RequestError(f"The body is not UTF-8: {error.reason}.", hint="Send JSON as UTF-8.") from None
     except msgspec.DecodeError as error:
         raise RequestError(f"The body is not JSON: {error}.", hint="Send one JSON object.") from None
     except RecursionError:
         raise _too_deep() from None
-    if not isinstance(body, dict):
-        raise RequestError(f"The body is {type(body).__name__}, not a JSON object.", hint="Send one JSON object.")
-    if raw.count(b"{") + raw.count(b"[") > MAX_DEPTH and any(depth > MAX_DEPTH for depth, _ in _levels(body)):
-        raise _too_deep()
-    return body
 
 
 def _too_deep() -> TooLargeError:

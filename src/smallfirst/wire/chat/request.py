@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
+import msgspec
 from msgspec import Meta, Struct
 
 from smallfirst.errors import RequestError
+from smallfirst.recurring import derived
 from smallfirst.types import Capabilities, Json, Origin, Request, ResponseFormat, Sampling, Tool, ToolChoice
 from smallfirst.wire import shared
 
@@ -140,7 +142,7 @@ def parse(raw: bytes, origin: Origin) -> Request:
     """The request in `raw`; RequestError (TooLargeError) whose `param` is the JSON path of what is wrong."""
     body = shared.decode(raw)
     given = shared.convert(body, Body)
-    tools, custom = _tools(given, len(raw))
+    tools, custom = _tools(given, body)
     known = [tool.name for tool in tools] + custom
     shared.check_unique(known, "tools")
     needs = _needs(given, body, tools, custom)
@@ -161,25 +163,38 @@ def parse(raw: bytes, origin: Origin) -> Request:
     )
 
 
-def _tools(given: Body, body_bytes: int) -> tuple[tuple[Tool, ...], list[str]]:
+def _tools(given: Body, body: Json) -> tuple[tuple[Tool, ...], list[str]]:
     """The function tools, and the names of the custom ones."""
-    functions = [(f"functions[{i}]", function) for i, function in enumerate(given.functions or ())]
-    custom = []
-    for i, tool in enumerate(given.tools or ()):
+    tools = derived(body.get("tools"), _function_tools)
+    if given.functions:
+        size = len(msgspec.json.encode(body["functions"]))
+        tools = (*(_tool(f, f"functions[{i}]", size) for i, f in enumerate(given.functions)), *tools)
+    return tools, [tool.custom.name for tool in given.tools or () if tool.type == "custom" and tool.custom]
+
+
+def _function_tools(given: Any) -> tuple[Tool, ...]:
+    """The function tools of a body's "tools", all of which are checked."""
+    functions, size = [], len(msgspec.json.encode(given))
+    for i, tool in enumerate(msgspec.convert(given or [], list[_Tool])):
         if tool.type == "function" and tool.function:
-            functions.append((f"tools[{i}].function", tool.function))
+            functions.append(_tool(tool.function, f"tools[{i}].function", size))
         elif tool.type == "custom" and tool.custom:
             shared.check_name(tool.custom.name, f"tools[{i}].custom.name")
-            custom.append(tool.custom.name)
         elif tool.type in ("function", "custom"):
             raise RequestError(f"tools[{i}].{tool.type}: is missing.", param=f"tools[{i}].{tool.type}")
-    tools = tuple(
-        shared.make_tool(
-            f.name, f.description, f.parameters, f.strict, at=at, schema_field="parameters", body_bytes=body_bytes
-        )
-        for at, f in functions
+    return tuple(functions)
+
+
+def _tool(given: _Function, at: str, body_bytes: int) -> Tool:
+    return shared.make_tool(
+        given.name,
+        given.description,
+        given.parameters,
+        given.strict,
+        at=at,
+        schema_field="parameters",
+        body_bytes=body_bytes,
     )
-    return tools, custom
 
 
 def _needs(given: Body, body: Json, tools: Sequence[Tool], custom: list[str]) -> set[str]:

@@ -1,0 +1,95 @@
+"""Parts of calls that recur word for word (tools, earlier turns of a conversation), and what was computed from them.
+
+Equal JSON texts are decoded once and give the very same object, so that whoever computes something from it can keep
+the result with it (`derived`). What is kept is bounded; the oldest goes first. All of it belongs to the event loop's
+thread, and no kept object is ever changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+import msgspec
+
+MAX_BYTES = 8 * 2**20
+MAX_PART_BYTES = 2**18
+_PART_BYTES = 1024  # about what a part takes beside its text
+_WHOLE = frozenset({"tools", "system", "instructions"})
+_BY_ITEM = frozenset({"messages", "input"})
+
+T = TypeVar("T")
+R = TypeVar("R")
+_split = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_items = msgspec.json.Decoder(list[msgspec.Raw]).decode
+
+
+class Parts:
+    """JSON values by their text, and by the identity of each value what was derived from it."""
+
+    def __init__(self) -> None:
+        self._values: dict[bytes, Any] = {}
+        self._derived: dict[int, dict[object, Any]] = {}
+        self._size = 0
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def decode(self, text: bytes) -> Any:
+        """The value that the JSON `text` says, the same object again while it is kept."""
+        value = self._values.get(text)
+        if value is None:
+            value = msgspec.json.decode(text)
+            if len(text) <= MAX_PART_BYTES and isinstance(value, (dict, list)):
+                self._keep(text, value)
+        return value
+
+    def derived(self, value: T, build: Callable[[T], R]) -> R:
+        known = self._derived.get(id(value))
+        if known is None:
+            return build(value)
+        if build not in known:
+            result = known[build] = build(value)
+            if result and isinstance(result, tuple):
+                self._derived[id(result)] = {}
+        return cast(R, known[build])
+
+    def _keep(self, text: bytes, value: object) -> None:
+        self._values[text], self._derived[id(value)] = value, {}
+        self._size += len(text) + _PART_BYTES
+        while self._size > MAX_BYTES:
+            oldest = next(iter(self._values))
+            self._size -= len(oldest) + _PART_BYTES
+            self._forget(self._values.pop(oldest))
+
+    def _forget(self, value: object) -> None:
+        for result in self._derived.pop(id(value), {}).values():
+            self._forget(result)
+
+
+_parts = Parts()
+
+
+def decode(raw: bytes) -> dict[str, Any]:
+    """The body of a call: a JSON object whose tools, system text and messages are kept.
+
+    Raises msgspec.DecodeError, UnicodeDecodeError or RecursionError for anything else.
+    """
+    body: dict[str, Any] = {}
+    for name, part in _split(raw).items():
+        text = bytes(part)
+        if name in _WHOLE:
+            body[name] = _parts.decode(text)
+        elif name in _BY_ITEM and text[:1] == b"[":
+            body[name] = [_parts.decode(bytes(item)) for item in _items(text)]
+        else:
+            body[name] = msgspec.json.decode(text)
+    return body
+
+
+def derived(value: T, build: Callable[[T], R]) -> R:
+    """`build(value)`; computed once for a value that is kept, and for a tuple that was derived from one.
+
+    `build` is a pure function that lives as long as the process.
+    """
+    return _parts.derived(value, build)
