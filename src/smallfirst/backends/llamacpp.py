@@ -40,16 +40,18 @@ _TIMEOUT_S = 120.0
 _LAST_EVENT = ["content", "stop", "stop_type", "tokens_predicted", "tokens_evaluated", "timings"]
 
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def _spare_cores() -> int:
+    """One core fewer than this process may use, at least one."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores - 1)
 
 
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
     """How to serve one GGUF file: `adapters` are LoRA files by the name a request selects, `context` tokens per slot.
 
-    Decoding uses one core fewer than there are (two busy threads on two busy cores can quarter its speed), reading
-    prompts all of them. Without a temperature in the request the likeliest token is taken; without `max_tokens`,
+    Decoding and reading prompts use one core fewer than there are: threads that wait for each other on a core that has
+    other work take a quarter of the speed. Without a temperature in the request the likeliest token is taken; without `max_tokens`,
     `max_tokens` of this configuration bounds the answer.
     """
 
@@ -57,8 +59,8 @@ class EngineConfig:
     name: str = "llamacpp"
     context: int = 4096
     slots: int = 4
-    threads: int = field(default_factory=lambda: max(1, _cores() - 1))
-    batch_threads: int = field(default_factory=_cores)
+    threads: int = field(default_factory=_spare_cores)
+    batch_threads: int = field(default_factory=_spare_cores)
     adapters: Mapping[str, Path] = field(default_factory=dict)
     top_logprobs: int = 5
     max_tokens: int = 1024
