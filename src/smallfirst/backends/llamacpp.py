@@ -51,8 +51,8 @@ class EngineConfig:
     """How to serve one GGUF file: `adapters` are LoRA files by the name a request selects, `context` tokens per slot.
 
     Decoding and reading prompts use one core fewer than there are: threads that wait for each other on a core that has
-    other work take a quarter of the speed. Without a temperature in the request the likeliest token is taken; without `max_tokens`,
-    `max_tokens` of this configuration bounds the answer.
+    other work take a quarter of the speed. Without a temperature in the request the likeliest token is taken; without
+    `max_tokens`, that of this configuration bounds the answer.
     """
 
     weights: Path
