@@ -11,7 +11,8 @@ closed loop over kept-alive connections, cut off after `--seconds`.
 `p50 ms`, `p95 ms` and `requests/s` are medians over rounds. `added` is the arm's quantile less that of `direct` in the
 same round; `first byte` is the same of the first byte of a streamed answer. Their intervals are exact order-statistic
 intervals over rounds (95 %). `CPU ms` is processor time of the arm's process tree for a call (BCa bootstrap over
-rounds); `upstream calls` and `recorded` are per call answered.
+rounds); `upstream calls` and `recorded` are per call answered. `failed` is the share of an arm's calls that were not
+answered as they should be; they have no times, and an arm with more than one in 100 of them in a round is left out.
 """
 
 from __future__ import annotations
@@ -88,6 +89,7 @@ class Lane:
     load: Load
     database: Path
     answered: int = 0
+    failed: int = 0
     upstream_calls: int = 0
     measured: dict[int, Measured] = field(default_factory=lambda: defaultdict(Measured))
 
@@ -96,6 +98,7 @@ class Lane:
         model = gateways.model_asked(self.arm)
         result = self.load.run(Round(self.server.port, model, stream, concurrency, calls, seconds, warm))
         self.answered += result.answered
+        self.failed += result.failed
         return result
 
     def round(self, concurrency: int, calls: int, seconds: float) -> None:
@@ -194,6 +197,7 @@ def overhead_rows(bench: Bench) -> list[Row]:
             "CPU ms": ratio(found.cpu_ms, found.calls),
             "upstream calls": lane.upstream_calls / lane.answered,
             "recorded": lane.recorded(),
+            "failed": lane.failed / (lane.failed + lane.answered),
         }
         for lane in bench.lanes.values()
         for concurrency, found in lane.measured.items()
