@@ -1,0 +1,273 @@
+"""How well recurring tasks are found in a mixed log whose call sites are hidden.
+
+    python bench/tasks.py --data DIR                    the calls as an agent sends them, and their user text only
+    python bench/tasks.py --data DIR --sites odd --seeds 5,6,7
+
+DIR holds the folders sgd, snips and clinc150. A call site is a service of SGD (its tools, one call of a dialogue), an
+intent of SNIPS (a response schema) or a domain of CLINC150 (an enum of intents). Each gets a system prompt of its own
+with a date, a user's name and an id in it. Every log holds at least 2,640 calls, the same number of each site.
+`--sites` takes every site, or every second one, so that what was tuned on one half is measured on the other;
+`--dialogues any` adds SGD's dialogues about several services, where what the user said is about others too.
+
+ARI is the adjusted Rand index (Hubert and Arabie 1985), V the V-measure (Rosenberg and Hirschberg 2007); calls in no
+task count as one more. "unseen" are calls of the same sites that were not in the log, assigned online. `us` is the time
+of one assignment. Means over seeds with 95 % intervals. The reference gets the number of sites.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import random
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from smallfirst import stats
+from smallfirst.assignment import Assigner
+from smallfirst.learn import tasks
+from smallfirst.types import Request, ResponseFormat, Tool
+
+CALLS = 2640
+DOMAINS = {
+    "banking": "freeze_account routing pin_change bill_due pay_bill account_blocked interest_rate min_payment "
+    "bill_balance transfer order_checks balance spending_history transactions report_fraud",
+    "cards": "replacement_card_duration expiration_date damaged_card improve_credit_score report_lost_card "
+    "card_declined credit_limit_change apr redeem_rewards credit_limit rewards_balance application_status "
+    "credit_score new_card international_fees",
+    "home": "what_song play_music todo_list_update reminder reminder_update calendar_update order_status "
+    "update_playlist shopping_list calendar next_song order todo_list shopping_list_update smart_home",
+    "commute": "current_location oil_change_when oil_change_how uber traffic tire_pressure schedule_maintenance gas "
+    "mpg distance directions last_maintenance gas_type tire_change jump_start",
+    "utility": "weather alarm date find_phone share_location timer make_call calculator definition "
+    "measurement_conversion flip_coin spelling time roll_dice text",
+    "work": "pto_request_status next_holiday insurance_change insurance meeting_schedule payday taxes income "
+    "rollover_401k pto_balance pto_request w2 schedule_meeting direct_deposit pto_used",
+}
+NAMES = "Ana Ben Chloe David Elif Farid Grace Hugo Ines Jun Karim Lena Mei Noah Olga Priya Quinn Rosa Sam Tariq".split()
+LAST = "Adams Baker Chen Diaz Evans Fischer Garcia Haddad Ito Jansen Khan Lopez Meyer Novak Okafor Patel".split()
+DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A call of a site, as the log of a gateway has it."""
+
+    id: str
+    created_at: float
+    messages: tuple[dict[str, Any], ...]
+    tools: tuple[dict[str, Any], ...] = ()
+    response_format: dict[str, Any] | None = None
+    answer: dict[str, Any] | None = None
+    task: str | None = None
+    episode: str | None = None
+    correct: bool | None = None
+    input_tokens: int = 400
+    output_tokens: int = 30
+    cost_usd: float | None = 0.001
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """What a site's calls share, and its conversations: (role, text) each."""
+
+    instructions: str
+    conversations: tuple[tuple[tuple[str, str], ...], ...]
+    tools: tuple[dict[str, Any], ...] = ()
+    response_format: dict[str, Any] | None = None
+
+
+def sites(data: Path, dialogues: str) -> dict[str, Site]:
+    return {**sgd(data / "sgd", dialogues), **snips(data / "snips"), **clinc(data / "clinc150")}
+
+
+def sgd(folder: Path, dialogues: str) -> dict[str, Site]:
+    offered: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for tool in json.loads((folder / "tools_train.json").read_text()).values():
+        function = {key: tool[key] for key in ("name", "description", "parameters")}
+        offered[tool["service"]].append({"type": "function", "function": function})
+    said: dict[str, list[tuple[tuple[str, str], ...]]] = defaultdict(list)
+    with gzip.open(folder / "calls_train.jsonl.gz", "rt") as lines:
+        for row in map(json.loads, lines):
+            if dialogues == "any" or len(row["services_in_dialogue"]) == 1:
+                roles = {"U": "user", "S": "assistant"}
+                said[row["service"]].append(tuple((roles[who], text) for who, text in row["history"]))
+    return {
+        f"sgd:{service}": Site(
+            f"Help the user of our {service.split('_')[0]} service to find what they want and to get it done. Ask for "
+            "what is missing, confirm before you book or pay, and call one tool at a time.",
+            tuple(turns),
+            tuple(offered[service]),
+        )
+        for service, turns in said.items()
+        if len(turns) >= 50
+    }
+
+
+def snips(folder: Path) -> dict[str, Site]:
+    found = {}
+    for path in sorted(folder.glob("train_*_full.json")):
+        [(intent, rows)] = json.loads(path.read_bytes().decode("utf-8", "replace")).items()
+        slots = sorted({part["entity"] for row in rows for part in row["data"] if "entity" in part})
+        schema = {"type": "object", "properties": {slot: {"type": "string"} for slot in slots}}
+        texts = ["".join(part["text"] for part in row["data"]).strip() for row in rows]
+        found[f"snips:{intent}"] = Site(
+            f"The user's utterance has the intent {intent}. Extract its slots word for word and leave out the others.",
+            tuple((("user", text),) for text in texts if text),
+            response_format={"type": "json_schema", "json_schema": {"name": "slots", "schema": schema}},
+        )
+    return found
+
+
+def clinc(folder: Path) -> dict[str, Site]:
+    rows = json.loads((folder / "data_full.json").read_text())
+    found = {}
+    for domain, names in DOMAINS.items():
+        intents = names.split()
+        texts = [text for part in ("train", "val", "test") for text, intent in rows[part] if intent in intents]
+        schema = {"type": "object", "properties": {"intent": {"enum": intents}}, "required": ["intent"]}
+        found[f"clinc:{domain}"] = Site(
+            f"Classify the message of a user about {domain} into one of the intents of the schema.",
+            tuple((("user", text),) for text in texts),
+            response_format={"type": "json_schema", "json_schema": {"name": "intent", "schema": schema}},
+        )
+    return found
+
+
+def draw(of: Mapping[str, Site], seed: int) -> tuple[list[Call], list[str], list[Call], list[str]]:
+    """A log with the site of each of its calls, and as many calls that are not in it, in random order."""
+    rng = random.Random(seed)
+    each = -(-CALLS // len(of))
+    log: list[tuple[Call, str]] = []
+    unseen: list[tuple[Call, str]] = []
+    for name, site in of.items():
+        drawn = rng.sample(site.conversations, min(2 * each, len(site.conversations)))
+        seen = min(each, len(drawn) // 2 if len(drawn) < 2 * each else each)
+        for n, turns in enumerate(drawn):
+            (log if n < seen else unseen).append((sent(site, turns, rng, len(log)), name))
+    rng.shuffle(log)
+    return [c for c, _ in log], [s for _, s in log], [c for c, _ in unseen], [s for _, s in unseen]
+
+
+def sent(site: Site, turns: Sequence[tuple[str, str]], rng: random.Random, number: int) -> Call:
+    """The call as an agent would send it: its system prompt names a date, a user and ids; tools come in any order."""
+    who = f"{rng.choice(NAMES)} {rng.choice(LAST)}"
+    date = f"{rng.choice(DAYS)}, 2025-{rng.randint(1, 12):02}-{rng.randint(1, 28):02}"
+    opening = f"Today is {date}. You are talking to {who} (customer {rng.randrange(10**6):06}). "
+    closing = f" Session {rng.getrandbits(48):012x}."
+    system = {"role": "system", "content": opening + site.instructions + closing}
+    messages = (system, *({"role": role, "content": text} for role, text in turns))
+    tools = tuple(rng.sample(site.tools, len(site.tools)))
+    return Call(f"{number}", 1.7e9 + 60.0 * number, messages, tools, site.response_format)
+
+
+def bare(call: Call) -> Call:
+    """The call without system prompt, tools, schema and earlier answers."""
+    said = tuple(message for message in call.messages if message["role"] == "user")
+    return Call(call.id, call.created_at, said)
+
+
+def request_of(call: Call) -> Request:
+    offered = tuple(Tool(t["function"]["name"], parameters=t["function"]["parameters"]) for t in call.tools)
+    asked = (call.response_format or {}).get("json_schema", {}).get("schema")
+    form = ResponseFormat("json_schema", asked) if asked else ResponseFormat()
+    return Request("chat", {}, "auto", call.messages, offered, response_format=form)
+
+
+def scores(truth: Sequence[str], found: Sequence[object]) -> tuple[float, float]:
+    from sklearn.metrics import adjusted_rand_score, v_measure_score
+
+    labels = [str(label) for label in found]
+    return adjusted_rand_score(truth, labels), v_measure_score(truth, labels)
+
+
+def reference(calls: Sequence[Call], truth: Sequence[str], seed: int) -> dict[str, float]:
+    """TF-IDF of words and pairs of words, k-means with as many clusters as there are sites."""
+    from sklearn.cluster import KMeans
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    texts = [" ".join(message["content"] for message in call.messages) for call in calls]
+    weighted = TfidfVectorizer(sublinear_tf=True, min_df=2, ngram_range=(1, 2)).fit_transform(texts)
+    labels = KMeans(len(set(truth)), n_init=3, random_state=seed).fit_predict(weighted)
+    ari, v = scores(truth, labels.tolist())
+    return {"tasks": len(set(truth)), "ARI": ari, "V": v}
+
+
+def smallfirst(
+    calls: Sequence[Call], truth: Sequence[str], unseen: Sequence[Call], where: Sequence[str]
+) -> dict[str, float]:
+    started = time.perf_counter()
+    found = tasks.find(calls)
+    seconds = time.perf_counter() - started
+    ari, v = scores(truth, found.task_of)
+    assigner = Assigner({task.id: task.cells for task in found.tasks})
+    requests = [request_of(call) for call in unseen]
+    started = time.perf_counter()
+    online = [assigner.assign(request) for request in requests]
+    each = (time.perf_counter() - started) / len(requests) * 1e6
+    later = scores(where, online)
+    count = {"tasks": len(found.tasks), "outliers": found.outliers}
+    return count | {"ARI": ari, "V": v, "ARI unseen": later[0], "V unseen": later[1], "seconds": seconds, "us": each}
+
+
+def measure(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    of = sites(arguments.data, arguments.dialogues)
+    names = sorted(of)
+    random.Random(99).shuffle(names)
+    chosen = {"all": names, "even": names[::2], "odd": names[1::2]}[arguments.sites]
+    of = {name: of[name] for name in chosen}
+    rows: dict[tuple[str, str], list[dict[str, float]]] = defaultdict(list)
+    size = 0
+    for seed in arguments.seeds:
+        calls, truth, unseen, where = draw(of, seed)
+        size = len(calls)
+        stripped, later = [bare(call) for call in calls], [bare(call) for call in unseen]
+        rows["as sent", "smallfirst"].append(smallfirst(calls, truth, unseen, where))
+        rows["user text only", "smallfirst"].append(smallfirst(stripped, truth, later, where))
+        rows["user text only", "reference"].append(reference(stripped, truth, seed))
+    for (log, method), measured in rows.items():
+        head = {"log": log, "method": method, "calls": size, "sites": len(of), "seeds": len(measured)}
+        yield head | {key: stats.mean([one[key] for one in measured]) for key in measured[0]}
+
+
+def as_json(figure: stats.Figure) -> dict[str, float | None]:
+    return {"value": figure.value, "low": figure.low, "high": figure.high, "n": figure.n}
+
+
+def as_text(value: object) -> str:
+    if not isinstance(value, stats.Figure):
+        return str(value)
+    interval = "" if value.low is None else f" [{value.low:.3g}, {value.high:.3g}]"
+    return f"{value.value:.3g}{interval}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder with sgd, snips and clinc150")
+    parser.add_argument("--sites", choices=("all", "even", "odd"), default="all")
+    parser.add_argument("--dialogues", choices=("one", "any"), default="one", help="SGD's: about one service, or any")
+    parser.add_argument("--seeds", type=lambda s: [int(n) for n in s.split(",")], default=[10, 11, 12], metavar="N,N")
+    parser.add_argument("--json", action="store_true", help="print the rows as JSON")
+    arguments = parser.parse_args()
+    rows = list(measure(arguments))
+    if arguments.json:
+        json.dump(rows, sys.stdout, default=as_json)
+        return
+    for log in ("as sent", "user text only"):
+        shown = [row for row in rows if row["log"] == log]
+        table = Table(*shown[0], title=log)
+        for row in shown:
+            table.add_row(*(as_text(row.get(key, "")) for key in shown[0]))
+        Console(width=220).print(table)
+
+
+if __name__ == "__main__":
+    main()
