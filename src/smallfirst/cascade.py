@@ -1,4 +1,4 @@
-"""Run the stages of a route in order: generate -> validate -> repair -> accept | escalate | abstain.
+"""Run the stages of a route in order: generate -> mend -> validate -> repair -> accept | escalate | abstain.
 
 Retries of a broken connection belong to the backend; escalation belongs here; never both. A stage that may still
 escalate is never streamed to the client; the last stage streams as it generates, through a guard that stops at the
@@ -8,7 +8,7 @@ first byte that no valid answer can contain. Nothing here knows HTTP, a database
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol, cast
@@ -24,6 +24,7 @@ from smallfirst.errors import (
     SmallfirstError,
 )
 from smallfirst.incremental import StreamGuard
+from smallfirst.mend import mend
 from smallfirst.types import (
     Attempt,
     Completion,
@@ -36,6 +37,7 @@ from smallfirst.types import (
     Stage,
     Usage,
     Verdict,
+    total_usd,
 )
 from smallfirst.validators import repair_messages
 from smallfirst.wire import WIRES
@@ -75,10 +77,44 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class _Try:
-    """An attempt with the exception behind its `error`."""
+    """An attempt with the exception behind its `error`, and what other stages answered beside it."""
 
     attempt: Attempt
     error: BackendError | None = None
+    evidence: tuple[Attempt, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """A call on its way: what is asked, by which route, within what, and the attempts made so far."""
+
+    route: Route
+    request: Request
+    allowance: Allowance
+    sink: Sink | None
+    attempts: list[Attempt]
+
+    def last(self, stage: Stage) -> bool:
+        return stage is self.route.stages[-1]
+
+    def sink_of(self, stage: Stage) -> Sink | None:
+        """Where the stage's deltas go: only the last one's are sent while they are generated."""
+        return self.sink if self.last(stage) else None
+
+
+class Features(Protocol):
+    """What `confidence.features` is."""
+
+    def __call__(
+        self,
+        request: Request,
+        completion: Completion,
+        verdict: Verdict,
+        repairs: int,
+        *,
+        mended: bool,
+        others: Sequence[Completion],
+    ) -> Mapping[str, float]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +125,7 @@ class Cascade:
     constrain: Callable[[Request], Json | None]
     pricing: Pricing
     clock: Callable[[], float]
+    features: Features = features
 
     async def run(
         self,
@@ -103,100 +140,115 @@ class Cascade:
         Errors of backends end in the outcome, not as exceptions. Cancelling the task cancels the backend's work;
         `attempts` is filled as they are made, so that a cancelled call can be recorded too.
         """
-        attempts = [] if attempts is None else attempts
+        call = _Call(route, request, allowance, sink, [] if attempts is None else attempts)
         error: SmallfirstError | None = None
         for stage in route.stages:
-            last = stage is route.stages[-1]
             if not self._affordable(stage, request, allowance):
                 error = NoAnswerError(
                     "The call's budget does not allow another attempt.", hint="Raise max_usd or max_seconds."
                 )
-                attempts.append(_unstarted(stage, last, "budget"))
+                call.attempts.append(_unstarted(stage, call.last(stage), "budget"))
                 continue
-            error = await self._stage(route, stage, request, allowance, sink if last else None, attempts) or error
-            if attempts[-1].decision == "accept":
-                return _accepted(stage, attempts)
-        return _fallback(attempts, error, streamed=sink is not None and attempts[-1].first_token_s is not None)
+            done = await self._stage(call, stage)
+            if done.attempt.decision == "accept":
+                return _accepted(stage, call.attempts)
+            error = done.error or error
+        streamed = sink is not None and call.attempts[-1].first_token_s is not None
+        return _fallback(call.attempts, error, streamed=streamed)
 
-    async def shadow(self, stage: Stage, request: Request, allowance: Allowance) -> tuple[Attempt, ...]:
-        """Answer `request` as `stage` would have, for the record only."""
-        attempts: list[Attempt] = []
-        await self._stage(Route("", "observe", (stage,)), stage, request, allowance, None, attempts)
-        return tuple(replace(a, decision="shadow") for a in attempts)
+    async def shadow(
+        self, stage: Stage, request: Request, allowance: Allowance, others: tuple[Stage, ...] = ()
+    ) -> tuple[Attempt, ...]:
+        """Answer `request` as `stage` would have, with `others` beside it, for the record only."""
+        call = _Call(Route("", "observe", (stage,), others=others), request, allowance, None, [])
+        await self._stage(call, stage)
+        return tuple(a if a.decision == "evidence" else replace(a, decision="shadow") for a in call.attempts)
 
     def _affordable(self, stage: Stage, request: Request, allowance: Allowance) -> bool:
         expected = 0.0 if allowance.usd is None else self.pricing.expected(stage, request)
         return allowance.allows(expected, self.clock())
 
-    async def _stage(
-        self,
-        route: Route,
-        stage: Stage,
-        request: Request,
-        allowance: Allowance,
-        sink: Sink | None,
-        attempts: list[Attempt],
-    ) -> BackendError | None:
-        """Add one stage's attempts: the first, and repairs while they are worth it. The error of the last one."""
-        left = allowance.left_s(self.clock(), stage.timeout_s)
-        asked = _prepare(stage, request, self.constrain, timeout_s=left, stream=sink is not None)
+    async def _stage(self, call: _Call, stage: Stage) -> _Try:
+        """Add one stage's attempts: the first, and repairs while they are worth it. The last one of them."""
+        asked = self._prepared(call, stage)
         for repairs in range(stage.repairs + 1):
             try:
-                done = await self._attempt(route, stage, asked, repairs, allowance, sink)
+                done = await self._attempt(call, stage, asked, repairs)
                 if isinstance(done.error, ConstraintUnsupported):  # nothing was generated; the feature "constrained": 0
                     asked = replace(asked, constraint=None)
-                    done = await self._attempt(route, stage, asked, repairs, allowance, sink)
+                    done = await self._attempt(call, stage, asked, repairs)
             except asyncio.CancelledError:
-                attempts.append(_cancelled(stage, repairs))
+                call.attempts.append(_cancelled(stage, repairs))
                 raise
             attempt = done.attempt
-            attempts.append(attempt)
-            repairable = sink is None and attempt.completion is not None and not attempt.verdict.ok
+            call.attempts.extend((attempt, *done.evidence))
+            repairable = call.sink_of(stage) is None and attempt.completion is not None and not attempt.verdict.ok
             if attempt.decision == "accept" or not repairable or repairs == stage.repairs:
                 break
-            if not self._affordable(stage, asked, allowance):
+            if not self._affordable(stage, asked, call.allowance):
                 break
-            said = repair_messages(request, cast(Completion, attempt.completion), attempt.verdict)
+            said = repair_messages(call.request, cast(Completion, attempt.completion), attempt.verdict)
             asked = WIRES[asked.wire].extend(asked, said)
-        return done.error
+        return done
 
-    async def _attempt(
-        self, route: Route, stage: Stage, asked: Request, repairs: int, allowance: Allowance, sink: Sink | None
-    ) -> _Try:
+    def _prepared(self, call: _Call, stage: Stage) -> Request:
+        left = call.allowance.left_s(self.clock(), stage.timeout_s)
+        return _prepare(stage, call.request, self.constrain, timeout_s=left, stream=call.sink_of(stage) is not None)
+
+    async def _attempt(self, call: _Call, stage: Stage, asked: Request, repairs: int) -> _Try:
         """Generate once, check, and decide."""
-        started = self.clock()
-        timeout = allowance.left_s(started, stage.timeout_s)
+        route, sink, started = call.route, call.sink_of(stage), self.clock()
         guard = StreamGuard(asked) if sink is not None and not _observed(route, stage) else None
         run = _Generation(stage, asked, sink, guard, self.clock)
-        completion, error = await run.finish(timeout)
+        completion, error = await run.finish(call.allowance.left_s(started, stage.timeout_s))
         priced, free = self._costs(stage, run, error)
-        allowance.spend((self.pricing.expected(stage, asked) if priced is None else priced) or 0.0)
+        call.allowance.spend((self.pricing.expected(stage, asked) if priced is None else priced) or 0.0)
+        seconds = self.clock() - started
+        mended = mend(asked, completion) if completion is not None and stage.small and sink is None else None
+        completion = mended or completion
         verdict = Verdict() if completion is None else self.check(asked, completion)
-        watched = completion is not None and (stage.small or route.calibrator is not None)
-        found = features(asked, cast(Completion, completion), verdict, repairs) if watched else {}
-        confidence = route.calibrator.confidence(found) if route.calibrator and stage.small and watched else None
+        evidence = await self._evidence(call, stage) if stage.small and completion is not None and verdict.ok else ()
+        found: Mapping[str, float] = {}
+        if completion is not None and stage.small:
+            answers = [each.completion for each in evidence if each.completion is not None]
+            found = self.features(asked, completion, verdict, repairs, mended=mended is not None, others=answers)
+        confidence = route.calibrator.confidence(found) if route.calibrator and found else None
         decision, reason = _decide(route, stage, asked, completion, verdict, confidence, error)
-        return _Try(
-            Attempt(
-                stage=stage.name,
-                backend=stage.backend.name,
-                model=(completion.model if completion else "") or stage.model,
-                kind="repair" if repairs else "generate",
-                decision=decision,
-                reason=reason,
-                completion=completion,
-                small=stage.small,
-                verdict=verdict,
-                features=found,
-                confidence=confidence,
-                cost_usd=priced,
-                cost_usd_local_free=free,
-                seconds=self.clock() - started,
-                first_token_s=run.first_token_s,
-                error=f"{error.code}: {error}" if error else None,
-            ),
-            error,
+        attempt = Attempt(
+            stage=stage.name,
+            backend=stage.backend.name,
+            model=(completion.model if completion else "") or stage.model,
+            kind="repair" if repairs else "generate",
+            decision=decision,
+            reason=reason,
+            completion=completion,
+            small=stage.small,
+            verdict=verdict,
+            features=found,
+            confidence=confidence,
+            cost_usd=priced,
+            cost_usd_local_free=free,
+            seconds=seconds,
+            first_token_s=run.first_token_s,
+            error=f"{error.code}: {error}" if error else None,
         )
+        return _Try(attempt, error, evidence)
+
+    async def _evidence(self, call: _Call, stage: Stage) -> tuple[Attempt, ...]:
+        """What the route's other stages answer to the same request; nothing when the budget does not allow all."""
+        others = call.route.others
+        if not others or not self._affordable_together(others, call):
+            return ()
+        alone = replace(call, route=Route("", "observe", others), sink=None)
+        tries = [self._attempt(alone, other, self._prepared(alone, other), 0) for other in others]
+        return tuple(
+            replace(done.attempt, decision="evidence", reason=stage.name) for done in await asyncio.gather(*tries)
+        )
+
+    def _affordable_together(self, stages: Sequence[Stage], call: _Call) -> bool:
+        if call.allowance.usd is None:
+            return call.allowance.allows(0.0, self.clock())
+        return call.allowance.allows(total_usd(self.pricing.expected(s, call.request) for s in stages), self.clock())
 
     def _costs(self, stage: Stage, run: _Generation, error: BackendError | None) -> tuple[float | None, float | None]:
         """What an attempt cost (see `Pricing.cost`): nothing when it was refused before it began; unknown when it broke
@@ -285,9 +337,9 @@ def _decide(
 
 
 def _accepted(stage: Stage, attempts: list[Attempt]) -> Outcome:
-    served = len(attempts) - 1
-    earlier = [a for a in attempts if a.stage != stage.name]
-    reason = earlier[-1].reason if earlier else attempts[-1].reason
+    served = max(n for n, attempt in enumerate(attempts) if attempt.decision == "accept")
+    earlier = [a for a in attempts[:served] if a.stage != stage.name and a.decision != "evidence"]
+    reason = earlier[-1].reason if earlier else attempts[served].reason
     return Outcome(tuple(attempts), served, "accept" if stage.small else "escalate", reason)
 
 
@@ -296,8 +348,9 @@ def _fallback(attempts: list[Attempt], error: SmallfirstError | None, *, streame
 
     Once bytes of another answer went out (`streamed`), there is only the error.
     """
-    last = attempts[-1]
-    for index in range(len(attempts) - 1, -1, -1):
+    tried = [index for index, attempt in enumerate(attempts) if attempt.decision != "evidence"]
+    last = attempts[tried[-1]]
+    for index in reversed(tried):
         if not streamed and attempts[index].completion is not None and attempts[index].verdict.ok:
             return Outcome(tuple(attempts), index, "abstain", f"fallback:{last.reason}")
     if error is None or (last.error is None and last.reason != "budget"):
@@ -328,6 +381,8 @@ def _prepare(
 ) -> Request:
     """The request as this stage is asked it: its model, its constraint, log-probabilities where they are watched."""
     capabilities, sampling = stage.backend.capabilities, request.sampling
+    if stage.temperature is not None:
+        sampling = replace(sampling, temperature=stage.temperature, seed=None)
     if stage.small and capabilities.top_logprobs:
         top = max(sampling.top_logprobs, min(TOP_LOGPROBS, capabilities.top_logprobs))
         sampling = replace(sampling, logprobs=True, top_logprobs=top)

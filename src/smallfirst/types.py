@@ -277,14 +277,16 @@ class Verdict:
         return not self.violations
 
 
-Decision = Literal["accept", "escalate", "abstain", "shadow"]
+Decision = Literal["accept", "escalate", "abstain", "shadow", "evidence", "audit"]
 
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
     """One stage's try. `kind` tells a first generation from a repair; `error` is set when there is no completion.
 
-    `small` tells whose try it was. `decision` "shadow": made after the client was served, to learn from.
+    `small` tells whose try it was. Made after the client was served are those with `decision` "shadow" (a small
+    model's, to learn from) and "audit" (the large one's, to check an accepted answer by); "evidence" is one made beside
+    a small model's, to see whether the two agree. `probability` is that of the draw by which it was made, None without.
     `features` are the confidence features (see `confidence`); `confidence` is the calibrated P(correct) if there is a
     calibrator. Times in seconds, cost in USD (None: the price is unknown): `cost_usd` prices local machine time,
     `cost_usd_local_free` does not.
@@ -301,6 +303,7 @@ class Attempt:
     verdict: Verdict = Verdict()
     features: Mapping[str, float] = field(default_factory=dict)
     confidence: float | None = None
+    probability: float | None = None
     cost_usd: float | None = 0.0
     cost_usd_local_free: float | None = 0.0
     seconds: float = 0.0
@@ -376,7 +379,7 @@ class Stage:
     """A backend with the model that it is asked for, and how its answers are treated.
 
     `model` is the name asked of the backend. `small`: its answers need checking, so its log-probabilities are watched.
-    `repairs` bounds repair attempts.
+    `repairs` bounds repair attempts. `temperature` replaces the caller's, for samples whose agreement is looked at.
     """
 
     name: str
@@ -386,6 +389,7 @@ class Stage:
     repairs: int = 0
     constraint: ConstraintMode = "free"
     adapter: str | None = None
+    temperature: float | None = None
     timeout_s: float = 120.0
 
 
@@ -403,12 +407,14 @@ class Route:
 
     `stages` are tried in order until one accepts; `shadow` stages answer after the client was served. A stage before
     the last accepts when its answer is valid and `calibrator` is confident enough; without a calibrator on validity
-    alone, which only an operator's explicit word allows.
+    alone, which only an operator's explicit word allows. `others` answer beside a small stage whose answer is valid, as
+    evidence for or against it.
     """
 
     task: str
     mode: Mode
     stages: tuple[Stage, ...]
     shadow: tuple[Stage, ...] = ()
+    others: tuple[Stage, ...] = ()
     calibrator: Calibrator | None = None
     reason: str = ""

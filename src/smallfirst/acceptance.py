@@ -1,0 +1,152 @@
+"""What decides whether a task's small answers may be used: a calibrator with a certified threshold, in one artifact.
+
+`learn` makes an `Acceptance` from labelled calls; the gateway and `smallfirst replay` use the same one. It holds
+numbers only, and says from how many labels of which kind it was made and what was promised.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from smallfirst import calibration, guarantee
+from smallfirst.calibration import Fit, Model
+from smallfirst.confidence import REQUEST_FEATURES
+from smallfirst.errors import CalibrationError
+from smallfirst.guarantee import Certificate, Refusal
+
+VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Acceptance:
+    """The `Calibrator` of a task. `label` names what "right" means in its labels, `stage` whose answers it judges.
+
+    `outcome` is what was certified, or why nothing was: then `threshold` is infinite and nothing is accepted.
+    `expects` predicts from the request's features alone whether the answer will be accepted; None where that cannot be
+    told from the labels (all or hardly any were accepted). `made_at` in seconds since the epoch.
+    """
+
+    task: str
+    stage: str
+    label: str
+    model: Model
+    outcome: Certificate | Refusal
+    expects: Model | None
+    quality: Mapping[str, float | None]
+    made_at: float
+
+    @property
+    def threshold(self) -> float:
+        return self.outcome.threshold if isinstance(self.outcome, Certificate) else math.inf
+
+    def confidence(self, features: Mapping[str, float]) -> float:
+        return self.model.confidence(features)
+
+    def expected_acceptance(self, request_features: Mapping[str, float]) -> float | None:
+        """P(the small answer is accepted), before it is asked for; None where unknown."""
+        return None if self.expects is None else self.expects.confidence(request_features)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON; `from_json` reads it."""
+        kind = "certificate" if isinstance(self.outcome, Certificate) else "refusal"
+        return {
+            "version": VERSION,
+            "task": self.task,
+            "stage": self.stage,
+            "label": self.label,
+            kind: asdict(self.outcome),
+            "quality": dict(self.quality),
+            "made_at": self.made_at,
+            "model": self.model.to_json(),
+            "expects": None if self.expects is None else self.expects.to_json(),
+        }
+
+    @classmethod
+    def from_json(cls, kept: Mapping[str, Any]) -> Acceptance:
+        """Raises CalibrationError for another version, unknown features or missing parts."""
+        if kept.get("version") != VERSION:
+            raise CalibrationError(
+                f"The calibration has version {kept.get('version')!r}; this smallfirst reads version {VERSION}.",
+                hint="Run `smallfirst calibrate` again.",
+            )
+        try:
+            certificate = kept.get("certificate")
+            return cls(
+                task=kept["task"],
+                stage=kept["stage"],
+                label=kept["label"],
+                model=Model.from_json(kept["model"]),
+                outcome=Certificate(**certificate) if certificate else Refusal(**kept["refusal"]),
+                expects=Model.from_json(kept["expects"]) if kept["expects"] else None,
+                quality=kept["quality"],
+                made_at=kept["made_at"],
+            )
+        except (KeyError, TypeError) as error:
+            raise CalibrationError(
+                f"The calibration is damaged: {error}.", hint="Run `smallfirst calibrate` again."
+            ) from None
+
+
+def certify(
+    rows: Sequence[Mapping[str, float]],
+    correct: ArrayLike,
+    *,
+    task: str,
+    stage: str,
+    label: str,
+    alpha: float,
+    delta: float,
+    made_at: float,
+    groups: Sequence[str] | None = None,
+    valid: ArrayLike | None = None,
+    horizon: int | None = None,
+    cost: Callable[[float], float] | None = None,
+    seed: int = 0,
+) -> Acceptance:
+    """Fit a calibrator on labelled calls and certify a threshold on its cross-fitted confidences.
+
+    `rows` of features, `correct`, `groups` (episodes) and `valid` have one entry for each call, shape (n,). Calls whose
+    answer is not `valid` escalate whatever their confidence is; they teach the calibrator, and count as not accepted.
+    `alpha`, `delta`, `horizon` and `cost` as in `guarantee.learn_then_test`. Raises CalibrationError for too few labels.
+    """
+    right = np.asarray(correct, dtype=bool)
+    usable = np.ones(len(rows), dtype=bool) if valid is None else np.asarray(valid, dtype=bool)
+    fitted = calibration.fit(rows, right, groups=groups, seed=seed)
+    confidence = np.where(usable, fitted.crossfitted, 0.0)
+    outcome = guarantee.learn_then_test(confidence, ~right, alpha=alpha, delta=delta, horizon=horizon, cost=cost)
+    accepted = confidence >= (outcome.threshold if isinstance(outcome, Certificate) else math.inf)
+    return Acceptance(
+        task=task,
+        stage=stage,
+        label=label,
+        model=fitted.model,
+        outcome=outcome,
+        expects=_expectation(rows, accepted, groups, seed),
+        quality=_quality(fitted, right),
+        made_at=made_at,
+    )
+
+
+def _expectation(
+    rows: Sequence[Mapping[str, float]], accepted: np.ndarray[Any, Any], groups: Sequence[str] | None, seed: int
+) -> Model | None:
+    """A model of acceptance on what is known before the small model is asked, where there is something to learn."""
+    if min(accepted.sum(), (~accepted).sum()) < calibration.MIN_CLASS:
+        return None
+    before = [{name: value for name, value in row.items() if name in REQUEST_FEATURES} for row in rows]
+    return calibration.fit(before, accepted, groups=groups, names=tuple(REQUEST_FEATURES), seed=seed).model
+
+
+def _quality(fitted: Fit, right: np.ndarray[Any, Any]) -> dict[str, float | None]:
+    """Calibration error, Brier score and AUROC of the cross-fitted confidences."""
+    return {
+        "ece": calibration.expected_calibration_error(fitted.crossfitted, right),
+        "brier": calibration.brier(fitted.crossfitted, right),
+        "auroc": calibration.auroc(fitted.crossfitted, right),
+    }
