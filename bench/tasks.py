@@ -1,13 +1,16 @@
 """How well recurring tasks are found in a mixed log whose call sites are hidden.
 
-    python bench/tasks.py --data DIR                    the calls as an agent sends them, and their user text only
+    python bench/tasks.py --data DIR                    the calls as an agent sends them, and with parts left out
     python bench/tasks.py --data DIR --sites odd --seeds 5,6,7
 
-DIR holds the folders sgd, snips and clinc150. A call site is a service of SGD (its tools, one call of a dialogue), an
+DIR holds the folders sgd, snips and clinc150. A call site is a service of SGD (its tools, dialogues up to the call), an
 intent of SNIPS (a response schema) or a domain of CLINC150 (an enum of intents). Each gets a system prompt of its own
-with a date, a user's name and an id in it. Every log holds at least 2,640 calls, the same number of each site.
-`--sites` takes every site, or every second one, so that what was tuned on one half is measured on the other;
-`--dialogues any` adds SGD's dialogues about several services, where what the user said is about others too.
+with a date, a user's name and ids in it; tools come in any order, and half of the calls have another version of each
+schema (a field less, another one more). Logs: "as sent"; "generic prompt" (one prompt for all sites, their tools and
+schemas); "prompt only" (their prompts, no tools or schemas); "user text only". Every log holds at least 2,640 calls,
+the same number of each site. `--sites` takes every site, or every second one, so that what was tuned on one half is
+measured on the other; `--dialogues any` takes SGD's dialogues about several services too, where much of what the user
+said is about others.
 
 ARI is the adjusted Rand index (Hubert and Arabie 1985), V the V-measure (Rosenberg and Hirschberg 2007); calls in no
 task count as one more. "unseen" are calls of the same sites that were not in the log, assigned online. `us` is the time
@@ -24,7 +27,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +111,7 @@ def sgd(folder: Path, dialogues: str) -> dict[str, Site]:
             tuple(offered[service]),
         )
         for service, turns in said.items()
-        if len(turns) >= 50
+        if len(turns) >= 150
     }
 
 
@@ -150,29 +153,57 @@ def draw(of: Mapping[str, Site], seed: int) -> tuple[list[Call], list[str], list
     unseen: list[tuple[Call, str]] = []
     for name, site in of.items():
         drawn = rng.sample(site.conversations, min(2 * each, len(site.conversations)))
-        seen = min(each, len(drawn) // 2 if len(drawn) < 2 * each else each)
         for n, turns in enumerate(drawn):
-            (log if n < seen else unseen).append((sent(site, turns, rng, len(log)), name))
+            (log if n < each else unseen).append((sent(site, turns, rng), name))
     rng.shuffle(log)
     return [c for c, _ in log], [s for _, s in log], [c for c, _ in unseen], [s for _, s in unseen]
 
 
-def sent(site: Site, turns: Sequence[tuple[str, str]], rng: random.Random, number: int) -> Call:
-    """The call as an agent would send it: its system prompt names a date, a user and ids; tools come in any order."""
+def sent(site: Site, turns: Sequence[tuple[str, str]], rng: random.Random) -> Call:
+    """The call as an agent would send it."""
     who = f"{rng.choice(NAMES)} {rng.choice(LAST)}"
     date = f"{rng.choice(DAYS)}, 2025-{rng.randint(1, 12):02}-{rng.randint(1, 28):02}"
     opening = f"Today is {date}. You are talking to {who} (customer {rng.randrange(10**6):06}). "
     closing = f" Session {rng.getrandbits(48):012x}."
     system = {"role": "system", "content": opening + site.instructions + closing}
     messages = (system, *({"role": role, "content": text} for role, text in turns))
-    tools = tuple(rng.sample(site.tools, len(site.tools)))
-    return Call(f"{number}", 1.7e9 + 60.0 * number, messages, tools, site.response_format)
+    tools, form = tuple(rng.sample(site.tools, len(site.tools))), site.response_format
+    if rng.random() < 0.5:
+        tools = tuple(tool | {"function": revised(tool["function"], "parameters")} for tool in tools)
+        form = form and form | {"json_schema": revised(form["json_schema"], "schema")}
+    return Call("", 1.7e9, messages, tools, form)
+
+
+def revised(holder: dict[str, Any], key: str) -> dict[str, Any]:
+    """Another version of a schema: its last field has gone, if it has several, and a new one has come."""
+    fields = dict(holder[key]["properties"])
+    kept = dict(list(fields.items())[: max(1, len(fields) - 1)])
+    return holder | {key: holder[key] | {"properties": kept | {"locale": {"type": "string"}}}}
+
+
+def with_generic_prompt(call: Call) -> Call:
+    """The call with the same instructions as those of every other site."""
+    opening, _, _ = call.messages[0]["content"].partition("). ")
+    text = f"{opening}). You are a helpful assistant of our company. Answer with a tool or in the form asked for."
+    return replace(call, messages=({"role": "system", "content": text}, *call.messages[1:]))
+
+
+def with_prompt_only(call: Call) -> Call:
+    return replace(call, tools=(), response_format=None)
 
 
 def bare(call: Call) -> Call:
     """The call without system prompt, tools, schema and earlier answers."""
     said = tuple(message for message in call.messages if message["role"] == "user")
-    return Call(call.id, call.created_at, said)
+    return replace(call, messages=said, tools=(), response_format=None)
+
+
+FORMS = {
+    "as sent": lambda call: call,
+    "generic prompt": with_generic_prompt,
+    "prompt only": with_prompt_only,
+    "user text only": bare,
+}
 
 
 def request_of(call: Call) -> Request:
@@ -229,10 +260,10 @@ def measure(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
     for seed in arguments.seeds:
         calls, truth, unseen, where = draw(of, seed)
         size = len(calls)
-        stripped, later = [bare(call) for call in calls], [bare(call) for call in unseen]
-        rows["as sent", "smallfirst"].append(smallfirst(calls, truth, unseen, where))
-        rows["user text only", "smallfirst"].append(smallfirst(stripped, truth, later, where))
-        rows["user text only", "reference"].append(reference(stripped, truth, seed))
+        for log, form in FORMS.items():
+            shown, later = [form(call) for call in calls], [form(call) for call in unseen]
+            rows[log, "smallfirst"].append(smallfirst(shown, truth, later, where))
+        rows["user text only", "reference"].append(reference(shown, truth, seed))
     for (log, method), measured in rows.items():
         head = {"log": log, "method": method, "calls": size, "sites": len(of), "seeds": len(measured)}
         yield head | {key: stats.mean([one[key] for one in measured]) for key in measured[0]}
@@ -261,12 +292,10 @@ def main() -> None:
     if arguments.json:
         json.dump(rows, sys.stdout, default=as_json)
         return
-    for log in ("as sent", "user text only"):
-        shown = [row for row in rows if row["log"] == log]
-        table = Table(*shown[0], title=log)
-        for row in shown:
-            table.add_row(*(as_text(row.get(key, "")) for key in shown[0]))
-        Console(width=220).print(table)
+    table = Table(*rows[0])
+    for row in rows:
+        table.add_row(*(as_text(row.get(key, "")) for key in rows[0]))
+    Console(width=220).print(table)
 
 
 if __name__ == "__main__":

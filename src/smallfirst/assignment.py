@@ -152,6 +152,31 @@ def _fields(path: str, schema: Any, depth: int = 0) -> Iterator[str]:
     yield from _fields(f"{path}[]", schema.get("items"), depth + 1)
 
 
+def cells_to_json(cells: Iterable[Cell]) -> Json:
+    """The model of a task as it is kept: a JSON object."""
+    return {"cells": [_cell_to_json(cell) for cell in cells]}
+
+
+def cells_from_json(model: Json) -> tuple[Cell, ...]:
+    """The cells that `cells_to_json` wrote."""
+    return tuple(
+        Cell(
+            id=cell["id"],
+            slots=frozenset(cell["slots"]),
+            template=frozenset(cell["template"]),
+            centroid=None if cell["centroid"] is None else {int(w): x for w, x in cell["centroid"].items()},
+            least=cell["least"],
+        )
+        for cell in model["cells"]
+    )
+
+
+def _cell_to_json(cell: Cell) -> Json:
+    centroid = None if cell.centroid is None else {str(word): weight for word, weight in cell.centroid.items()}
+    sets = {"slots": sorted(cell.slots), "template": sorted(cell.template)}
+    return {"id": cell.id, **sets, "centroid": centroid, "least": cell.least}
+
+
 class Assigner:
     """Finds the cell, and so the task, of a prompt. `tasks` gives the cells of each task id; built once, read-only."""
 

@@ -15,11 +15,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from smallfirst.assignment import Assigner, Cell, Prompt, prompt_of
+from smallfirst.assignment import Assigner, Cell, Prompt, cells_from_json, cells_to_json, prompt_of
 from smallfirst.errors import ConfigError, NotFoundError
 from smallfirst.learn.answers import Answers
 from smallfirst.learn.cells import Group, find_groups, split_by_words
 from smallfirst.learn.naming import suggest_name
+from smallfirst.store import TaskRow
 from smallfirst.types import Json, total_usd
 
 AUTO = "auto:"
@@ -110,6 +111,16 @@ class Found:
     def outliers(self) -> float:
         """The share of calls that belong to no task."""
         return self.task_of.count(None) / len(self.task_of) if self.task_of else 0.0
+
+
+def row_of(task: Task) -> TaskRow:
+    """The task as the store keeps it."""
+    return TaskRow(task.id, task.name, task.settled, cells_to_json(task.cells), task.created_at)
+
+
+def task_of_row(row: TaskRow) -> Task:
+    """The task that the store kept."""
+    return Task(row.id, row.name, cells_from_json(row.model), row.created_at, row.settled)
 
 
 def find(calls: Iterable[Call], known: Sequence[Task] = (), *, least_calls: int = 10, seed: int = 0) -> Found:

@@ -5,6 +5,7 @@ from smallfirst.store.keys import KeyLimits, KeyRow, parse_key
 from smallfirst.store.ledger import Reservation
 from smallfirst.store.rows import AttemptSummary, RecordFilter, RecordSummary, StoredRecord
 from smallfirst.store.store import Store, open_store
+from smallfirst.store.tasks import TaskRow
 
 __all__ = [
     "AttemptSummary",
@@ -16,6 +17,7 @@ __all__ = [
     "Reservation",
     "Store",
     "StoredRecord",
+    "TaskRow",
     "open_store",
     "parse_key",
 ]

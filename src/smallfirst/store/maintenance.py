@@ -85,6 +85,7 @@ _TABLES = (
     _Sealed("contents", ("hash",), (b"",), "content"),
     _Sealed("feedback", ("id",), ("",), "feedback"),
     _Sealed("responses", ("key_hash",), ("",), "response"),
+    _Sealed("tasks", ("id",), ("",), "task"),
 )
 
 

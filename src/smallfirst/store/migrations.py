@@ -106,6 +106,15 @@ CREATE TABLE responses (
     payload BYTEA NOT NULL
 )"""
 
+_TASKS = """
+CREATE TABLE tasks (
+    id TEXT PRIMARY KEY,
+    name TEXT NOT NULL,
+    settled BIGINT NOT NULL,
+    payload BYTEA NOT NULL,
+    created_at DOUBLE PRECISION NOT NULL
+)"""
+
 MIGRATIONS: tuple[tuple[str, ...], ...] = (
     (
         "CREATE TABLE meta (name TEXT PRIMARY KEY, payload BYTEA NOT NULL)",
@@ -124,6 +133,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         _RESPONSES,
     ),
     ("CREATE INDEX records_by_task ON records (task, created_at, id)",),
+    (_TASKS,),
 )
 
 

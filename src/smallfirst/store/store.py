@@ -18,6 +18,7 @@ from smallfirst.store.ledger import Reservation
 from smallfirst.store.migrations import migrate
 from smallfirst.store.readers import Readers
 from smallfirst.store.rows import RecordFilter, RecordSummary, StoredRecord
+from smallfirst.store.tasks import TaskRow, replace_tasks, select_tasks
 from smallfirst.store.writer import Writer
 from smallfirst.types import Attempt, Feedback, Record, Role
 
@@ -196,6 +197,14 @@ class Store:
     async def cache_clear(self, task: str) -> None:
         """Remove the kept responses of a task."""
         await self._writer.run(lambda c: c.execute("DELETE FROM responses WHERE task = ?", (task,)))
+
+    async def tasks(self) -> list[TaskRow]:
+        """The tasks that were found, oldest first."""
+        return await self._readers.run(lambda c: select_tasks(c, self._codec.sealer))
+
+    async def replace_tasks(self, tasks: Sequence[TaskRow]) -> None:
+        """Keep exactly these tasks."""
+        await self._writer.run(lambda c: replace_tasks(c, self._codec.sealer, tasks), order="tasks")
 
     async def ping(self) -> None:
         """Returns when the database takes a transaction; raises StoreError when it does not."""
