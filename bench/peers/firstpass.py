@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import math
 import os
 import re
 import socket
@@ -114,7 +115,8 @@ def recorded(samples: Sequence[Sample], small: str, second: str | None) -> list[
 
 
 def calibrated(traces: Sequence[Mapping[str, Any]], verdicts: Sequence[str], alpha: float, delta: float) -> float:
-    """The threshold that `firstpass calibrate` finds for recorded traces and late verdicts ("pass" or "fail")."""
+    """The threshold that `firstpass calibrate` finds for recorded traces and late verdicts ("pass" or "fail"): one of
+    the traces' scores, of which it prints four decimals, or infinity."""
     program = environments.install("firstpass", REQUIREMENT) / "firstpass"
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "firstpass.db"
@@ -125,7 +127,8 @@ def calibrated(traces: Sequence[Mapping[str, Any]], verdicts: Sequence[str], alp
     found = re.search(rf"pairs: {len(traces)} .*\nthreshold: (\S+)", done.stdout)
     if found is None:
         raise RuntimeError(f"firstpass calibrate did not read {len(traces)} traces: {done.stdout!r}")
-    return float(found[1])
+    printed = float(found[1])
+    return min(map(_score, traces), key=lambda score: abs(score - printed)) if math.isfinite(printed) else printed
 
 
 def _score(trace: Mapping[str, Any]) -> float:
