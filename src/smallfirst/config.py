@@ -115,6 +115,8 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     stages: names of `[models.*]`, cheapest first; the last is the large model.
     mode: "observe" (large answers, small in shadow), "enforce" (small-first under the guarantee), "small_only".
     accept_uncalibrated: lets "enforce" accept a valid small answer before the task has a calibrator.
+    others: names of `[models.*]` that are asked beside the small model, only to see whether they agree with it; samples:
+    so many more answers of the small model itself, at sample_temperature, for the same purpose.
     """
 
     stages: tuple[str, ...] = ()
@@ -122,6 +124,9 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     constraint: ConstraintMode = "constrained"
     repairs: int = 1
     accept_uncalibrated: bool = False
+    others: tuple[str, ...] = ()
+    samples: Count = 0
+    sample_temperature: Amount = 0.7
     shadow: bool = True
     capture: bool = True
     validators: tuple[ValidatorConfig, ...] = ()
@@ -269,6 +274,9 @@ def _check(config: Config, source: str) -> None:
             raise ConfigError(f"{source}: {where}.stages names {unknown!r}.", hint=f"Defined models: {allowed}.")
         if len(set(policy.stages)) != len(policy.stages):
             raise ConfigError(f"{source}: {where}.stages names a model twice: {list(policy.stages)!r}.")
+        if unknown := [s for s in policy.others if s not in config.models]:
+            allowed = ", ".join(config.models)
+            raise ConfigError(f"{source}: {where}.others names {unknown!r}.", hint=f"Defined models: {allowed}.")
         if not 0 <= policy.repairs <= 5:
             raise ConfigError(f"{source}: {where}.repairs is {policy.repairs}; allowed are 0 to 5.")
     for name, model in config.models.items():

@@ -64,10 +64,12 @@ def route(
     candidates: Sequence[Candidate],
     *,
     calibrator: Calibrator | None = None,
+    others: Sequence[Stage] = (),
     known_model: Callable[[str], bool] = lambda _: False,
 ) -> Route:
     """Choose the stages for `request`: `candidates` are those of the policy, cheapest first, the last one the large.
 
+    `others` are the stages that `policy.others` names; with `policy.samples` they give evidence for small answers.
     A client that names one of the configured models gets that model and no other. Any name that a candidate hands on,
     "auto", "smallfirst" and names that `known_model` accepts are answered small-first.
     Raises NotFoundError for a model name nobody knows and UnsupportedError when no candidate is capable of the call.
@@ -86,7 +88,9 @@ def route(
     usable = _capable(request, stages)
     small = tuple(_constrained(s, policy) for s in usable if s.small)
     large = tuple(s for s in usable if not s.small)[:1]
-    return _plan(task, policy, small, large, calibrator, any(s.small for s in stages))
+    plan = _plan(task, policy, small, large, calibrator, any(s.small for s in stages))
+    judged = small if plan.shadow or len(plan.stages) > 1 else ()
+    return replace(plan, others=_evidence(request, policy, judged, others))
 
 
 def _plan(
@@ -111,6 +115,16 @@ def _plan(
     if policy.accept_uncalibrated:
         return Route(task, "enforce", small + large, reason="validity_only")
     return Route(task, "observe", large, shadow=shadow, reason="uncalibrated")
+
+
+def _evidence(request: Request, policy: Policy, small: tuple[Stage, ...], others: Sequence[Stage]) -> tuple[Stage, ...]:
+    """The stages whose agreement with the small one is looked at, as far as they are capable of the call."""
+    if not small:
+        return ()
+    capable = [_constrained(s, policy) for s in others if not s.backend.capabilities.missing(request)]
+    first, warmth = small[0], policy.sample_temperature
+    samples = [replace(first, name=f"{first.name}~{n}", temperature=warmth) for n in range(1, policy.samples + 1)]
+    return (*capable, *samples)
 
 
 def _asked(model: str, candidates: Sequence[Candidate]) -> list[Stage]:
