@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol, cast
 
 from smallfirst.budget import Allowance
 from smallfirst.confidence import features
+from smallfirst.deadline import Deadline
 from smallfirst.errors import (
     BackendError,
     BackendGarbage,
@@ -273,7 +273,7 @@ class _Generation:
     async def finish(self, timeout_s: float) -> tuple[Completion | None, BackendError | None]:
         """Read to the end, at most `timeout_s` seconds: the completion, or the error that ended it."""
         try:
-            async with asyncio.timeout(timeout_s):
+            with Deadline(timeout_s):
                 await self._read()
             return self.answer.completion(), None
         except TimeoutError:
@@ -283,7 +283,8 @@ class _Generation:
 
     async def _read(self) -> None:
         started = self._clock()
-        async with aclosing(cast(Any, self._stage.backend.generate(self._asked))) as deltas:
+        deltas = cast(Any, self._stage.backend.generate(self._asked))
+        try:
             async for delta in deltas:
                 if self.first_token_s is None:
                     self.first_token_s = self._clock() - started
@@ -292,6 +293,8 @@ class _Generation:
                 self.answer.feed(delta)
                 if self._sink:
                     await self._sink.send(delta)
+        finally:
+            await deltas.aclose()
 
 
 class _Aborted(BackendError):

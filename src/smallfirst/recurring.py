@@ -8,7 +8,7 @@ thread, and no kept object is ever changed.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -35,6 +35,21 @@ class Parts:
     def __len__(self) -> int:
         return len(self._values)
 
+    def body(self, raw: bytes) -> dict[str, Any]:
+        """The body of a call: a JSON object whose tools, system text and messages are kept.
+
+        Raises msgspec.DecodeError, UnicodeDecodeError or RecursionError for anything else.
+        """
+        body: dict[str, Any] = {}
+        for name, part in _split(raw).items():
+            if name in _WHOLE:
+                body[name] = self.decode(bytes(part))
+            elif name in _BY_ITEM and bytes(part).startswith(b"["):
+                body[name] = [self.decode(bytes(item)) for item in _items(part)]
+            else:
+                body[name] = msgspec.json.decode(part)
+        return body
+
     def decode(self, text: bytes) -> Any:
         """The value that the JSON `text` says, the same object again while it is kept."""
         value = self._values.get(text)
@@ -45,14 +60,19 @@ class Parts:
         return value
 
     def derived(self, value: T, build: Callable[[T], R]) -> R:
+        """`build(value)`; computed once for a value that is kept, and for a tuple that was derived from one.
+
+        `build` is a pure function that lives as long as the process.
+        """
         known = self._derived.get(id(value))
         if known is None:
             return build(value)
         if build not in known:
-            result = known[build] = build(value)
-            if result and isinstance(result, tuple):
-                self._derived[id(result)] = {}
-        return cast(R, known[build])
+            made = known[build] = build(value)
+            if made and isinstance(made, tuple):
+                self._derived[id(made)] = {}
+        result: R = known[build]
+        return result
 
     def _keep(self, text: bytes, value: object) -> None:
         self._values[text], self._derived[id(value)] = value, {}
@@ -68,28 +88,5 @@ class Parts:
 
 
 _parts = Parts()
-
-
-def decode(raw: bytes) -> dict[str, Any]:
-    """The body of a call: a JSON object whose tools, system text and messages are kept.
-
-    Raises msgspec.DecodeError, UnicodeDecodeError or RecursionError for anything else.
-    """
-    body: dict[str, Any] = {}
-    for name, part in _split(raw).items():
-        text = bytes(part)
-        if name in _WHOLE:
-            body[name] = _parts.decode(text)
-        elif name in _BY_ITEM and text[:1] == b"[":
-            body[name] = [_parts.decode(bytes(item)) for item in _items(text)]
-        else:
-            body[name] = msgspec.json.decode(text)
-    return body
-
-
-def derived(value: T, build: Callable[[T], R]) -> R:
-    """`build(value)`; computed once for a value that is kept, and for a tuple that was derived from one.
-
-    `build` is a pure function that lives as long as the process.
-    """
-    return _parts.derived(value, build)
+decode = _parts.body
+derived = _parts.derived

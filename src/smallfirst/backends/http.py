@@ -22,6 +22,7 @@ import aiohttp
 import msgspec
 
 from smallfirst import __version__
+from smallfirst.deadline import Deadline
 from smallfirst.errors import (
     BackendError,
     BackendGarbage,
@@ -95,6 +96,7 @@ class Upstream:
             header, value = ("authorization", f"Bearer {self._key}") if auth == "bearer" else (auth, self._key)
             self._headers[header] = value
         self._timeouts = timeouts or Timeouts()
+        self._connecting = aiohttp.ClientTimeout(total=None, sock_connect=self._timeouts.connect)
         self._max_retries = max_retries
         self._connections = connections
         self._max_bytes = max_bytes
@@ -127,13 +129,7 @@ class Upstream:
         timeout_s: float | None = None,
     ) -> dict[str, Any]:
         """POST `body` and return the JSON object that answers."""
-        # not `_reply`: a context manager for each call of the hot path costs 20 us
-        response = await self._open(path, body, headers, timeout_s or self._timeouts.total, stream=False)
-        reply = Reply(self, response, self._max_bytes)
-        try:
-            data = await reply.all()
-        finally:
-            response.close()
+        reply, data = await self._whole(path, body, headers, timeout_s)
         if reply.status >= 300:
             raise self._refusal(reply, data)
         return self._object(reply, data)
@@ -142,8 +138,24 @@ class Upstream:
         self, path: str, body: bytes, *, headers: Mapping[str, str] = _NO_HEADERS, timeout_s: float | None = None
     ) -> tuple[int, dict[str, str], bytes]:
         """POST `body` and return status, headers (lower case) and bytes as the upstream sent them, refusals too."""
-        async with self._reply(path, body, headers, timeout_s, stream=False) as reply:
-            return reply.status, reply.headers, await reply.all()
+        reply, data = await self._whole(path, body, headers, timeout_s)
+        return reply.status, reply.headers, data
+
+    async def _whole(
+        self, path: str, body: bytes, headers: Mapping[str, str], timeout_s: float | None
+    ) -> tuple[Reply, bytes]:
+        """An answer that is read to its end."""
+        total_s = timeout_s or self._timeouts.total
+        try:
+            with Deadline(total_s):
+                response = await self._open(path, body, headers, total_s, stream=False)
+                reply = Reply(self, response, self._max_bytes)
+                try:
+                    return reply, await reply.all()
+                finally:
+                    response.close()
+        except TimeoutError as error:
+            raise self.failure(error) from None
 
     @asynccontextmanager
     async def stream(
@@ -154,7 +166,9 @@ class Upstream:
         Leaving the block normally means the answer is complete and keeps the connection; leaving it by an exception
         or a cancellation closes the connection, which tells the upstream to stop generating.
         """
-        async with self._reply(path, body, headers, timeout_s, stream=True) as reply:
+        response = await self._open(path, body, headers, timeout_s or self._timeouts.total, stream=True)
+        reply = Reply(self, response, self._max_bytes)
+        try:
             if reply.status >= 300:
                 raise self._refusal(reply, await reply.all())
             if reply.content_type != "text/event-stream":
@@ -165,14 +179,6 @@ class Upstream:
                 )
             yield reply
             await reply.drain()
-
-    @asynccontextmanager
-    async def _reply(
-        self, path: str, body: bytes, headers: Mapping[str, str], timeout_s: float | None, *, stream: bool
-    ) -> AsyncIterator[Reply]:
-        response = await self._open(path, body, headers, timeout_s or self._timeouts.total, stream)
-        try:
-            yield Reply(self, response, self._max_bytes)
         finally:
             response.close()  # keeps the connection if the answer was read to its end
 
@@ -201,11 +207,11 @@ class Upstream:
         """One try: the begun answer, or the error that kept it from beginning."""
         if self._session is None:
             raise BackendUnavailable(f"{self.name} is not started, or is closed.")
-        timeout = aiohttp.ClientTimeout(
-            total=max(left_s, 0.001),
-            sock_connect=self._timeouts.connect,
-            sock_read=self._timeouts.first_byte if stream else None,
-        )
+        limits = self._timeouts
+        timeout = self._connecting  # and all of it within `_whole`'s limit
+        if stream:
+            total = max(left_s, 0.001)
+            timeout = aiohttp.ClientTimeout(total=total, sock_connect=limits.connect, sock_read=limits.first_byte)
         try:
             response = await self._session.request(
                 "POST",
@@ -218,7 +224,7 @@ class Upstream:
         except (aiohttp.ClientError, OSError) as error:
             return error
         if stream and response.connection is not None and response.connection.protocol is not None:
-            response.connection.protocol.read_timeout = self._timeouts.idle
+            response.connection.protocol.read_timeout = limits.idle
         return response
 
     def _pause(self, outcome: object, attempt: int, left_s: float) -> float | None:
@@ -322,9 +328,9 @@ class Reply:
 
     async def all(self) -> bytes:
         """All bytes that are left."""
-        chunks = []
-        while data := await self._next():
-            chunks.append(data)
+        chunks = [await self._next()]
+        while not self._response.content.at_eof():
+            chunks.append(await self._next())
         return self._upstream.without_key(b"".join(chunks))
 
     async def _next(self) -> bytes:

@@ -12,6 +12,7 @@ from typing import Any
 
 from starlette.types import Receive, Scope, Send
 
+from smallfirst.deadline import Deadline
 from smallfirst.errors import SlowClientError, TooLargeError
 
 JSON_TYPE = "application/json"
@@ -44,7 +45,7 @@ class Exchange:
         if length.isdigit() and int(length) > limit:
             raise _too_large(int(length), limit)
         try:
-            async with asyncio.timeout(timeout_s):
+            with Deadline(timeout_s):
                 return await self._read(limit)
         except TimeoutError:
             raise SlowClientError(f"The body did not arrive within {timeout_s:g} s.") from None
@@ -84,7 +85,7 @@ class Exchange:
 
     async def _write(self, *messages: dict[str, Any]) -> None:
         try:
-            async with asyncio.timeout(self._write_timeout):
+            with Deadline(self._write_timeout):
                 for message in messages:
                     await self._send(message)
         except (TimeoutError, OSError):

@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Sequence
-from functools import cache
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from typing import Any
 
 import structlog
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import Metric, generate_latest
+from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
+from prometheus_client.utils import floatToGoString
 
 from smallfirst import config
 from smallfirst.errors import ConfigError
@@ -34,30 +38,67 @@ def configure_logging(settings: config.Telemetry) -> None:
     )
 
 
+class _Counts:
+    """A counter by labels. Counting is an addition to a dictionary; the form of Prometheus is made when it asks."""
+
+    def __init__(self, name: str, text: str, *labels: str) -> None:
+        self._about = (f"smallfirst_{name}", text)
+        self._labels = labels
+        self._totals: defaultdict[tuple[str, ...], float] = defaultdict(float)
+
+    def add(self, amount: float, *labels: str) -> None:
+        self._totals[labels] += amount
+
+    def family(self) -> Metric:
+        family = CounterMetricFamily(*self._about, labels=self._labels)
+        for labels, total in self._totals.items():
+            family.add_metric(labels, total)
+        return family
+
+
+class _Durations:
+    """A histogram of seconds by one label."""
+
+    def __init__(self, name: str, text: str, label: str) -> None:
+        self._about = (f"smallfirst_{name}", text)
+        self._label = label
+        self._counts: defaultdict[str, list[int]] = defaultdict(lambda: [0] * (len(SECONDS) + 1))
+        self._sums: defaultdict[str, float] = defaultdict(float)
+
+    def add(self, seconds: float, label: str) -> None:
+        self._counts[label][bisect_left(SECONDS, seconds)] += 1
+        self._sums[label] += seconds
+
+    def family(self) -> Metric:
+        family = HistogramMetricFamily(*self._about, labels=[self._label])
+        bounds = [*map(floatToGoString, SECONDS), "+Inf"]
+        for label, counts in self._counts.items():
+            family.add_metric([label], list(zip(bounds, accumulate(counts), strict=True)), self._sums[label])
+        return family
+
+
 class Telemetry:
-    """Observes finished calls. Each instance has a registry of its own."""
+    """Observes finished calls."""
 
     def __init__(self, settings: config.Telemetry) -> None:
-        self._registry = CollectorRegistry()
-        self._calls = self._counter("calls", "Calls by outcome", "wire", "mode", "decision", "status")
-        self._attempts = self._counter("attempts", "Attempts", "stage", "kind", "decision", "reason")
-        self._tokens = self._counter("tokens", "Tokens", "stage", "direction")
-        self._cost = self._counter("cost_usd", "Cost in USD, local machine time priced", "stage")
-        self._unpriced = self._counter("unpriced_attempts", "Attempts whose price is unknown", "stage")
-        self._dropped = Counter(
-            "smallfirst_shadow_dropped",
-            "Shadow attempts given up because too many waited or no budget allowed them",
-            registry=self._registry,
+        self._calls = _Counts("calls", "Calls by outcome", "wire", "mode", "decision", "status")
+        self._attempts = _Counts("attempts", "Attempts", "stage", "kind", "decision", "reason")
+        self._tokens = _Counts("tokens", "Tokens", "stage", "direction")
+        self._cost = _Counts("cost_usd", "Cost in USD, local machine time priced", "stage")
+        self._unpriced = _Counts("unpriced_attempts", "Attempts whose price is unknown", "stage")
+        self._dropped = _Counts(
+            "shadow_dropped", "Shadow attempts given up because too many waited or no budget allowed them"
         )
-        self._refused = self._counter("refused", "Calls refused before a model was asked", "code")
-        self._seconds = self._histogram("call_seconds", "Seconds from arrival to durable record", "decision")
-        self._stage_seconds = self._histogram("attempt_seconds", "Seconds of an attempt", "stage")
+        self._dropped.add(0)
+        self._refused = _Counts("refused", "Calls refused before a model was asked", "code")
+        self._seconds = _Durations("call_seconds", "Seconds from arrival to durable record", "decision")
+        self._stage_seconds = _Durations("attempt_seconds", "Seconds of an attempt", "stage")
         self._tracer = _tracer(settings.otlp_endpoint) if settings.otlp_endpoint else None
 
     def observe(self, record: Record) -> None:
         """Count a recorded call."""
-        self._calls(record.request.wire, record.mode, record.decision, record.status).inc()
-        self._seconds(record.decision).observe(record.seconds)
+        self._calls.add(1, record.request.wire, record.mode, record.decision, str(record.status))
+        self._seconds.add(record.seconds, record.decision)
         self.attempted(record.attempts)
         if self._tracer is not None:
             _span(self._tracer, record)
@@ -65,44 +106,39 @@ class Telemetry:
     def attempted(self, attempts: Sequence[Attempt]) -> None:
         """Count attempts: those of a recorded call, or those made in shadow after it."""
         for attempt in attempts:
-            self._attempt(attempt)
+            self._attempts.add(1, attempt.stage, attempt.kind, attempt.decision, attempt.reason)
+            self._stage_seconds.add(attempt.seconds, attempt.stage)
+            if attempt.cost_usd is None:
+                self._unpriced.add(1, attempt.stage)
+            else:
+                self._cost.add(attempt.cost_usd, attempt.stage)
+            if attempt.completion is not None and attempt.kind != "cache":
+                usage = attempt.completion.usage
+                self._tokens.add(usage.input_tokens, attempt.stage, "input")
+                self._tokens.add(usage.output_tokens, attempt.stage, "output")
 
     def refused(self, code: str) -> None:
         """Count a call that was refused before a model was asked."""
-        self._refused(code).inc()
+        self._refused.add(1, code)
 
     def shadow_dropped(self) -> None:
         """Count a shadow attempt that was given up."""
-        self._dropped.inc()
+        self._dropped.add(1)
+
+    def collect(self) -> Iterator[Metric]:
+        """What was counted, as Prometheus asks for it."""
+        for metric in vars(self).values():
+            if isinstance(metric, _Counts | _Durations):
+                yield metric.family()
 
     def exposition(self) -> bytes:
         """The metrics in Prometheus' text format."""
-        return generate_latest(self._registry)
+        return generate_latest(self)
 
     def close(self) -> None:
         """Send the spans that wait."""
         if self._tracer is not None:
             self._tracer.provider.shutdown()
-
-    def _attempt(self, attempt: Attempt) -> None:
-        self._attempts(attempt.stage, attempt.kind, attempt.decision, attempt.reason).inc()
-        self._stage_seconds(attempt.stage).observe(attempt.seconds)
-        if attempt.cost_usd is None:
-            self._unpriced(attempt.stage).inc()
-        else:
-            self._cost(attempt.stage).inc(attempt.cost_usd)
-        if attempt.completion is not None and attempt.kind != "cache":
-            usage = attempt.completion.usage
-            self._tokens(attempt.stage, "input").inc(usage.input_tokens)
-            self._tokens(attempt.stage, "output").inc(usage.output_tokens)
-
-    def _counter(self, name: str, text: str, *labels: str) -> Callable[..., Counter]:
-        """The counter of given label values; kept, because finding it costs more than counting."""
-        return cache(Counter(f"smallfirst_{name}", text, labels, registry=self._registry).labels)
-
-    def _histogram(self, name: str, text: str, *labels: str) -> Callable[..., Histogram]:
-        metric = Histogram(f"smallfirst_{name}", text, labels, registry=self._registry, buckets=SECONDS)
-        return cache(metric.labels)
 
 
 class _Tracer:
