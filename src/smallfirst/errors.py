@@ -21,6 +21,7 @@ SmallfirstError
 |- NoAnswerError         502   every stage was tried and no valid answer came (abstain)
 |- StoreError            503   the record could not be made durable
 |- CalibrationError            too few labels, or a calibrator that this version cannot read
+|- DataError                   an input file is wrong: which line, which field
 |- ModelFileError              weights missing, wrong checksum, disk full
 """
 
@@ -185,6 +186,14 @@ class StoreError(SmallfirstError):
 
 class CalibrationError(SmallfirstError):
     code = "calibration"
+
+
+class TrainError(SmallfirstError):
+    code = "training"
+
+
+class DataError(SmallfirstError):
+    code = "data"
 
 
 class ModelFileError(SmallfirstError):

@@ -26,11 +26,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 import msgspec
 
 from smallfirst.errors import ModelFileError
+
+if TYPE_CHECKING:
+    import gguf
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, bytes done and bytes in all (0: unknown)."""
@@ -206,11 +209,7 @@ def convert(source: Path, target: Path, to: str, progress: Progress | None = Non
 
     reader = gguf.GGUFReader(source)
     writer = gguf.GGUFWriter(target, arch=reader.fields["general.architecture"].contents())
-    for field in reader.fields.values():
-        if field.name.startswith("GGUF.") or field.name in ("general.architecture", "general.file_type"):
-            continue
-        sub_type = field.types[-1] if field.types[0] == gguf.GGUFValueType.ARRAY else None
-        writer.add_key_value(field.name, field.contents(), field.types[0], sub_type=sub_type)
+    copy_fields(reader, writer)
     writer.add_file_type(gguf.LlamaFileType[f"MOSTLY_{to}"])
     wanted, total = gguf.GGMLQuantizationType[to], sum(int(t.n_bytes) for t in reader.tensors)
     done = 0
@@ -222,6 +221,22 @@ def convert(source: Path, target: Path, to: str, progress: Progress | None = Non
         done += int(tensor.n_bytes)
         if progress:
             progress(f"convert to {to}", done, total)
+    write_gguf(writer)
+
+
+def copy_fields(reader: gguf.GGUFReader, writer: gguf.GGUFWriter) -> None:
+    """Copies what a GGUF file says of its model and tokenizer, all but the architecture and the type of its tensors."""
+    import gguf
+
+    for field in reader.fields.values():
+        if field.name.startswith("GGUF.") or field.name in ("general.architecture", "general.file_type"):
+            continue
+        sub_type = field.types[-1] if field.types[0] == gguf.GGUFValueType.ARRAY else None
+        writer.add_key_value(field.name, field.contents(), field.types[0], sub_type=sub_type)
+
+
+def write_gguf(writer: gguf.GGUFWriter) -> None:
+    """Writes what was given to `writer` and closes its file."""
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -1,0 +1,111 @@
+"""What a specialist is asked with and what it must answer: the same text in training and in service (pure; no I/O
+but reading a manifest).
+
+A specialist has learned its task, so the caller's system prompt and the schemas of its tools say nothing to it: only
+what varies from call to call is kept. The adapter carries how it was asked in a manifest beside it
+(`<name>.gguf`, `<name>.json`), and the backend asks it in the same way. The form of the answer is that of every other
+model (`toolprompt`), so constraint and parser are the same.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from smallfirst.backends.tightening import tightened
+from smallfirst.backends.toolprompt import conversation
+from smallfirst.errors import ModelFileError
+from smallfirst.types import Json, Request, ResponseFormat, ToolCall
+
+
+class PromptTemplate(msgspec.Struct, frozen=True):
+    """How an adapter is asked.
+
+    kind "full": as any model is, in the model's chat template, with the caller's system prompt and the tools.
+    kind "pruned": the last `turns` messages as lines `role: text`; 0 keeps them all. `system` keeps the caller's own
+    system prompt (for callers that put into it what varies).
+    """
+
+    kind: Literal["full", "pruned"] = "full"
+    turns: int = 0
+    system: bool = False
+
+    def pruned(self, request: Request) -> str | None:
+        """The prompt of `request`, exactly as the model reads it; None when it is the chat template's to make."""
+        if self.kind == "full":
+            return None
+        messages = conversation(replace(request, tools=(), response_format=ResponseFormat()))
+        head = [m for m in messages if m["role"] == "system"] if self.system else []
+        turns = [m for m in messages if m["role"] != "system"]
+        return "".join(f"{m['role']}: {m['content']}\n" for m in [*head, *turns[-self.turns :]])
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    """What is beside an adapter: how it is asked, what it belongs to and how it was made.
+
+    `base_sha256` is that of the base model's file, `sha256` the adapter's. `recipe` is the full training
+    configuration; `parents` are sha256 of what it was made from (the material first).
+    """
+
+    sha256: str
+    base_sha256: str
+    prompt: PromptTemplate = PromptTemplate()
+    recipe: Mapping[str, Any] = {}
+    parents: tuple[str, ...] = ()
+
+
+def read_manifest(adapter: Path) -> Manifest | None:
+    """The manifest beside an adapter; None when there is none. Raises ModelFileError when it cannot be read."""
+    path = adapter.with_suffix(".json")
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Manifest)
+    except FileNotFoundError:
+        return None
+    except msgspec.DecodeError as error:
+        raise ModelFileError(
+            f"{path} is not an adapter's manifest: {error}.", hint="Export the adapter again."
+        ) from error
+
+
+def answer_text(request: Request, calls: Sequence[ToolCall], text: str = "") -> str:
+    """The right answer to `request` as the model must generate it: its calls, one alone or in a list, else `text`.
+
+    Members stand in the order in which the constraint allows them (required ones first, then as the schema lists
+    them). Optional members of the arguments that equal the schema's default are left out: they mean the same
+    (`confidence.canonical_call`) and cost tokens. Raises ValueError when a call's arguments are not JSON.
+    """
+    tools = request.callable_tools
+    parts = []
+    for call in calls:
+        arguments = json.loads(call.arguments or "{}")
+        schema = tools[call.name].parameters if call.name in tools else {}
+        parts.append({"name": call.name, "arguments": _ordered(arguments, tightened(schema))})
+    if not parts:
+        return text
+    return json.dumps(parts[0] if len(parts) == 1 else parts, ensure_ascii=False)
+
+
+def _ordered(value: Any, schema: Json) -> Any:
+    if isinstance(value, list):
+        items = schema.get("items")
+        return [_ordered(item, items if isinstance(items, Mapping) else {}) for item in value]
+    if not isinstance(value, dict):
+        return value
+    properties = schema.get("properties")
+    known = {n: s if isinstance(s, Mapping) else {} for n, s in (properties or {}).items()}
+    required = schema.get("required") or ()
+    kept = [
+        name
+        for name, about in known.items()
+        if name in value and (name in required or "default" not in about or not _same(about["default"], value[name]))
+    ]
+    return {name: _ordered(value[name], known.get(name, {})) for name in [*kept, *(n for n in value if n not in known)]}
+
+
+def _same(default: Any, value: Any) -> bool:
+    return json.dumps(default, sort_keys=True) == json.dumps(value, sort_keys=True)

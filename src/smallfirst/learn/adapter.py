@@ -1,0 +1,79 @@
+"""A small model with an adapter on it, and how its logits are computed."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from smallfirst.errors import TrainError
+from smallfirst.learn.base import Base
+from smallfirst.learn.extra import need
+from smallfirst.learn.packing import Batch
+
+TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+Logits = Callable[[Batch], Any]
+"""Packed batch -> next-token logits (places that have a target, vocabulary)."""
+
+
+def new_adapter(base: Base, method: str, rank: int, alpha: int) -> Any:
+    """PEFT's model with a fresh adapter (float32) on the frozen base (bfloat16), on the GPU where there is one.
+
+    Raises TrainError when `method` "qlora" cannot run here.
+    """
+    torch, peft = need("torch"), need("peft")
+    model = base.model(torch.bfloat16, _quantization(torch) if method == "qlora" else None)
+    config = peft.LoraConfig(
+        r=rank, lora_alpha=alpha, target_modules=list(TARGETS), use_dora=method == "dora", task_type="CAUSAL_LM"
+    )
+    if method != "qlora" and torch.cuda.is_available():
+        model = model.cuda()
+    return peft.get_peft_model(model, config)
+
+
+def load_adapter(base: Base, folder: Path) -> Any:
+    """The base with a saved adapter, on the CPU, for inference."""
+    torch, peft = need("torch"), need("peft")
+    return peft.PeftModel.from_pretrained(base.model(torch.bfloat16), folder)
+
+
+def logits_of(model: Any) -> Logits:
+    """The fastest way there is to this model's logits: `LoraLlama` for plain LoRA on Llama, else PEFT's modules."""
+    from smallfirst.learn.llama import LoraLlama, supports
+
+    if supports(model):
+        run = LoraLlama(model).logits
+    else:
+        run = _PeftLogits(model).logits
+    device = model.device
+
+    def logits(batch: Batch) -> Any:
+        return run(*(t.to(device) for t in (batch.ids, batch.positions, batch.visible, batch.wanted)))
+
+    return logits
+
+
+class _PeftLogits:
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self._torch = need("torch")
+
+    def logits(self, ids: Any, positions: Any, visible: Any, wanted: Any) -> Any:
+        causal = self._model.get_base_model()
+        with self._torch.autocast(ids.device.type, self._torch.bfloat16):
+            hidden = causal.model(
+                input_ids=ids, position_ids=positions, attention_mask=visible[:, None], use_cache=False
+            ).last_hidden_state
+            return causal.lm_head(hidden[wanted])
+
+
+def _quantization(torch: Any) -> Any:
+    if not torch.cuda.is_available() or importlib.util.find_spec("bitsandbytes") is None:
+        missing = "bitsandbytes" if torch.cuda.is_available() else "a CUDA GPU"
+        raise TrainError(
+            f'Method "qlora" needs {missing}, which is not here.', hint='Use "lora": small models fit as they are.'
+        )
+    return need("transformers").BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16
+    )

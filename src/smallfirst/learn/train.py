@@ -1,0 +1,325 @@
+"""Training a specialist: an adapter of a small model, from examples of one task (mechanisms, section 4, S5).
+
+The stage hands over a folder: PEFT's adapter (`adapter_model.safetensors`, `adapter_config.json`), `curve.svg`, and
+while it runs `checkpoint.pt`, from which a killed training continues. `export` makes the engine's file out of it.
+
+On a CPU the time is the budget, so the learning rate follows the share of the plan that is done, in steps or in
+minutes, whichever is further: training that ends early by the clock has cooled down all the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import random
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from smallfirst.errors import TrainError
+from smallfirst.learn.adapter import logits_of, new_adapter
+from smallfirst.learn.base import Base
+from smallfirst.learn.curve import Point, draw
+from smallfirst.learn.extra import need
+from smallfirst.learn.packing import Batch, Encoded, Example, batches, encode, packed, to_tensors
+
+_CHECKPOINT = "checkpoint.pt"
+_LARGEST_GRADIENT = 1.0
+_BETAS = (0.9, 0.99)
+_SPEED_SPAN = 10  # steps over which tokens/s are shown
+
+
+@dataclass(frozen=True, slots=True)
+class TrainConfig:
+    """How to train.
+
+    method "dora" adds a learned magnitude to each row, "qlora" keeps the frozen weights in 4 bits (needs a GPU and
+    bitsandbytes). `longest` leaves out examples of more tokens. A step takes about `step_tokens` tokens, computed
+    `batch_tokens` at a time; rows are filled up to `row_tokens`. Training ends after `epochs`, after `max_minutes`, or
+    when `patience` of the `evaluations`, spread over the plan, brought no better adapter. `threads` None: torch's own.
+    """
+
+    method: Literal["lora", "dora", "qlora"] = "lora"
+    rank: int = 16
+    alpha: int = 32
+    learning_rate: float = 1e-3
+    warmup_steps: int = 15
+    epochs: float = 3.0
+    max_minutes: float | None = None
+    step_tokens: int = 1024
+    batch_tokens: int = 1024
+    row_tokens: int = 256
+    longest: int = 2048
+    evaluations: int = 4
+    patience: int = 3
+    checkpoint_s: float = 60.0
+    seed: int = 0
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in (
+            "rank",
+            "alpha",
+            "learning_rate",
+            "epochs",
+            "step_tokens",
+            "batch_tokens",
+            "row_tokens",
+            "longest",
+        ):
+            if getattr(self, name) <= 0:
+                raise TrainError(f"{name} must be greater than 0, not {getattr(self, name)!r}.")
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where a training is. `done` is the share of the plan in [0, 1], `score` the last evaluation's."""
+
+    step: int
+    done: float
+    loss: float
+    tokens: int
+    tokens_per_s: float
+    seconds_left: float
+    score: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """What came out: the adapter's folder and how it was reached. `score` is the best evaluation's (see `train`)."""
+
+    folder: Path
+    steps: int
+    tokens: int
+    seconds: float
+    score: float
+    ended: Literal["epochs", "minutes", "patience"]
+    curve: tuple[Point, ...]
+
+    @property
+    def tokens_per_s(self) -> float:
+        return self.tokens / self.seconds if self.seconds else 0.0
+
+
+Metric = Callable[[Path], float]
+"""Folder of a PEFT adapter -> what is to be large, e.g. the share of held-out calls answered right as served."""
+
+
+def train(
+    base: Base,
+    examples: Sequence[Example],
+    validation: Sequence[Example],
+    folder: Path,
+    config: TrainConfig = TrainConfig(),
+    *,
+    metric: Metric | None = None,
+    report: Callable[[Progress], None] | None = None,
+) -> Trained:
+    """Trains an adapter into `folder`; continues there if it was broken off with the same configuration and material.
+
+    The adapter kept is the one with the best evaluation: `metric`, or without one minus the mean loss per token of
+    `validation`. Raises TrainError (nothing to train on, loss no longer finite, disk full, a checkpoint of something
+    else, a method that does not run here) and ConfigError (the `learn` extra is not installed).
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return _Training(base, examples, validation, folder, config, metric).run(report or (lambda _progress: None))
+    except OSError as error:
+        raise TrainError(
+            f"Training cannot write to {folder}: {error.strerror or error}.",
+            hint="Make room and run it again: it continues from its last checkpoint.",
+        ) from error
+
+
+@dataclass(slots=True)
+class _State:
+    """All that a checkpoint holds besides tensors."""
+
+    step: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    best: float = -math.inf
+    misses: int = 0  # evaluations in a row that were no better
+    evaluated: int = 0
+    curve: list[Point] = field(default_factory=list)
+
+
+class _Training:
+    def __init__(
+        self,
+        base: Base,
+        examples: Sequence[Example],
+        validation: Sequence[Example],
+        folder: Path,
+        config: TrainConfig,
+        metric: Metric | None,
+    ) -> None:
+        self._torch = need("torch")
+        self._folder, self._config, self._metric = folder, config, metric
+        if config.threads:
+            self._torch.set_num_threads(config.threads)
+        self._torch.manual_seed(config.seed)
+        tokenizer = base.tokenizer()
+        self._examples = encode(examples, tokenizer, config.longest)
+        if not validation and metric is None:
+            raise TrainError("There is nothing to evaluate on.", hint="Give validation examples or a metric.")
+        self._validation = encode(validation, tokenizer, config.longest) if validation else []
+        self._plan = _fingerprint(base, examples, config)
+        self._model = new_adapter(base, config.method, config.rank, config.alpha)
+        self._logits = logits_of(self._model)
+        self._parameters = [p for p in self._model.parameters() if p.requires_grad]
+        self._optimizer = self._torch.optim.AdamW(
+            self._parameters, lr=config.learning_rate, betas=_BETAS, weight_decay=0.0, fused=True
+        )
+        self._state = _State()
+
+    def run(self, report: Callable[[Progress], None]) -> Trained:
+        config, state = self._config, self._state
+        self._restore()
+        steps = math.ceil(self._steps_per_epoch() * config.epochs)
+        begun, saved, recent = time.monotonic() - state.seconds, time.monotonic(), [(state.tokens, time.monotonic())]
+        ended: Literal["epochs", "minutes", "patience"] = "epochs"
+        for rows in self._steps(steps):
+            done = self._done(steps)
+            if done >= 1:
+                ended = "minutes"
+                break
+            loss, tokens = self._step(rows, done)
+            state.step, state.tokens, state.seconds = state.step + 1, state.tokens + tokens, time.monotonic() - begun
+            state.curve.append(Point(state.step, state.tokens, state.seconds, loss, None))
+            if self._done(steps) * config.evaluations >= state.evaluated + 1 and not self._better():
+                ended = "patience"
+                break
+            if time.monotonic() - saved > config.checkpoint_s:
+                self._save()
+                saved = time.monotonic()
+            recent = [*recent[-_SPEED_SPAN:], (state.tokens, time.monotonic())]
+            report(self._progress(steps, loss, recent))
+        if not state.curve or state.curve[-1].score is None:
+            self._better()
+        draw(state.curve, self._folder / "curve.svg")
+        shutil.rmtree(self._folder / "candidate", ignore_errors=True)
+        (self._folder / _CHECKPOINT).unlink(missing_ok=True)
+        return Trained(self._folder, state.step, state.tokens, state.seconds, state.best, ended, tuple(state.curve))
+
+    def _done(self, steps: int) -> float:
+        minutes = self._config.max_minutes
+        return max(self._state.step / steps, self._state.seconds / (60 * minutes) if minutes else 0.0)
+
+    def _steps_per_epoch(self) -> int:
+        return max(1, round(sum(map(len, self._examples)) / self._config.step_tokens))
+
+    def _steps(self, most: int) -> Iterator[Sequence[Sequence[Encoded]]]:
+        """The steps' rows from where training stands; what a step is follows from the seed and its number alone."""
+        made, epoch = 0, 0
+        while True:
+            rows = packed(self._examples, self._config.row_tokens, random.Random(f"{self._config.seed}/{epoch}"))
+            for step in batches(rows, self._config.step_tokens):
+                if made >= most:
+                    return
+                if made >= self._state.step:
+                    yield step
+                made += 1
+            epoch += 1
+
+    def _step(self, rows: Sequence[Sequence[Encoded]], done: float) -> tuple[float, int]:
+        """One step of the optimizer; returns the mean loss per target token, and the tokens."""
+        config = self._config
+        warm = min(1.0, (self._state.step + 1) / max(1, config.warmup_steps))
+        for group in self._optimizer.param_groups:
+            group["lr"] = config.learning_rate * warm * (1 - done)
+        parts = [to_tensors(part) for part in batches(rows, config.batch_tokens)]
+        total = sum(float(part.weights.sum()) for part in parts)
+        loss = 0.0
+        for part in parts:
+            value = self._loss(part) / total
+            value.backward()
+            loss += float(value.detach())
+        if not math.isfinite(loss):
+            raise TrainError(f"The loss is {loss} at step {self._state.step}.", hint="Lower the learning rate.")
+        self._torch.nn.utils.clip_grad_norm_(self._parameters, _LARGEST_GRADIENT)
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        return loss, sum(part.tokens for part in parts)
+
+    def _loss(self, batch: Batch) -> Any:
+        """Sum over target tokens of weight times cross-entropy."""
+        wanted = batch.wanted
+        logits = self._logits(batch)
+        targets, weights = batch.targets[wanted].to(logits.device), batch.weights[wanted].to(logits.device)
+        return (self._torch.nn.functional.cross_entropy(logits.float(), targets, reduction="none") * weights).sum()
+
+    def _better(self) -> bool:
+        """Evaluates, keeps the adapter if it is the best so far; False when patience is at its end."""
+        state = self._state
+        draft = self._folder / "candidate"
+        self._model.save_pretrained(draft)
+        score = self._metric(draft) if self._metric else -self._validation_loss()
+        state.evaluated += 1
+        if state.curve:
+            state.curve[-1] = msgspec.structs.replace(state.curve[-1], score=score)
+        state.misses = 0 if score > state.best else state.misses + 1
+        if score > state.best:
+            state.best = score
+            for file in ("adapter_config.json", "adapter_model.safetensors"):
+                (draft / file).replace(self._folder / file)
+        self._save()
+        return state.misses < self._config.patience
+
+    def _validation_loss(self) -> float:
+        loss = weight = 0.0
+        with self._torch.no_grad():
+            for rows in batches(packed(self._validation, self._config.row_tokens), self._config.batch_tokens):
+                batch = to_tensors(rows)
+                loss, weight = loss + float(self._loss(batch)), weight + float(batch.weights.sum())
+        return loss / weight
+
+    def _save(self) -> None:
+        kept = {name: p.detach() for name, p in self._model.named_parameters() if p.requires_grad}
+        state = {**asdict(self._state), "curve": msgspec.to_builtins(self._state.curve)}
+        draft = self._folder / f"{_CHECKPOINT}.tmp"
+        self._torch.save(
+            {"plan": self._plan, "adapter": kept, "optimizer": self._optimizer.state_dict(), "state": state}, draft
+        )
+        draft.replace(self._folder / _CHECKPOINT)
+
+    def _restore(self) -> None:
+        path = self._folder / _CHECKPOINT
+        if not path.exists():
+            return
+        kept = self._torch.load(path, weights_only=True)
+        if kept["plan"] != self._plan:
+            raise TrainError(
+                f"{path} belongs to a training with another configuration or material.",
+                hint="Train into another folder, or delete it.",
+            )
+        self._model.load_state_dict(kept["adapter"], strict=False)
+        self._optimizer.load_state_dict(kept["optimizer"])
+        state = kept["state"]
+        self._state = _State(**{**state, "curve": msgspec.convert(state["curve"], list[Point])})
+
+    def _progress(self, steps: int, loss: float, recent: list[tuple[int, float]]) -> Progress:
+        state, done = self._state, min(1.0, self._done(steps))
+        (tokens, begun), (tokens_after, ended) = recent[0], recent[-1]
+        scores = [p.score for p in state.curve if p.score is not None]
+        return Progress(
+            step=state.step,
+            done=done,
+            loss=loss,
+            tokens=state.tokens,
+            tokens_per_s=(tokens_after - tokens) / max(ended - begun, 1e-9),
+            seconds_left=state.seconds * (1 - done) / done,
+            score=scores[-1] if scores else None,
+        )
+
+
+def _fingerprint(base: Base, examples: Sequence[Example], config: TrainConfig) -> str:
+    """A hash of what a training is made from; how long it may take is not part of it."""
+    plan = {**asdict(config), "max_minutes": None, "epochs": None, "threads": None, "checkpoint_s": None}
+    material = [[e.id, e.prompt, e.completion, e.weight] for e in examples]
+    return hashlib.sha256(msgspec.json.encode([base.sha256, plan, material])).hexdigest()
