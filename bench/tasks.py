@@ -105,8 +105,8 @@ def sgd(folder: Path, dialogues: str) -> dict[str, Site]:
                 said[row["service"]].append(tuple((roles[who], text) for who, text in row["history"]))
     return {
         f"sgd:{service}": Site(
-            f"Help the user of our {service.split('_')[0]} service to find what they want and to get it done. Ask for "
-            "what is missing, confirm before you book or pay, and call one tool at a time.",
+            f"Help the user of our {service.split('_')[0]} service to get it done. Ask for what is missing. You can: "
+            + "; ".join(tool["function"]["description"] for tool in offered[service]),
             tuple(turns),
             tuple(offered[service]),
         )
@@ -123,7 +123,7 @@ def snips(folder: Path) -> dict[str, Site]:
         schema = {"type": "object", "properties": {slot: {"type": "string"} for slot in slots}}
         texts = ["".join(part["text"] for part in row["data"]).strip() for row in rows]
         found[f"snips:{intent}"] = Site(
-            f"The user's utterance has the intent {intent}. Extract its slots word for word and leave out the others.",
+            f"The user's utterance has the intent {intent}. Extract its slots word for word: {', '.join(slots)}.",
             tuple((("user", text),) for text in texts if text),
             response_format={"type": "json_schema", "json_schema": {"name": "slots", "schema": schema}},
         )
@@ -138,7 +138,7 @@ def clinc(folder: Path) -> dict[str, Site]:
         texts = [text for part in ("train", "val", "test") for text, intent in rows[part] if intent in intents]
         schema = {"type": "object", "properties": {"intent": {"enum": intents}}, "required": ["intent"]}
         found[f"clinc:{domain}"] = Site(
-            f"Classify the message of a user about {domain} into one of the intents of the schema.",
+            f"Classify the message of a user about {domain} into one of: {', '.join(intents)}.",
             tuple((("user", text),) for text in texts),
             response_format={"type": "json_schema", "json_schema": {"name": "intent", "schema": schema}},
         )

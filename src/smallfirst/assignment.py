@@ -27,11 +27,14 @@ Floats = NDArray[np.float32]
 
 LEAD_CHARACTERS = 3000
 SAID_CHARACTERS = 4000
+WORD_BITS = 20
 SAME_SLOTS = 0.5
 SAME_TEMPLATE = 0.7
+_SAME_VALUES = 0.3
+_FIELD = (1 << 31) - 1
 _MAX_SLOTS = 2000
 _DEPTH = 3
-_BUCKETS = 1 << 20
+_WORD_MASK = (1 << WORD_BITS) - 1
 _TOKENS = re.compile(r"[a-z]+|[\u3400-\u9fff\u3040-\u30ff\uac00-\ud7af]|[^\W\d_]+")
 
 
@@ -78,10 +81,16 @@ def prompt_of_request(request: Request) -> Prompt:
 
 
 def shingles_of(text: str) -> frozenset[int]:
-    """Hashes of the runs of three words; digits are no words, so that dates and numbers leave no trace."""
-    tokens = _TOKENS.findall(text.lower())
-    joined = (f"{a} {b} {c}" for a, b, c in zip(tokens, tokens[1:], tokens[2:], strict=False))
-    return frozenset(crc32(run.encode("utf-8", "replace")) for run in (joined if len(tokens) > 2 else tokens))
+    """The runs of three words, each as 60 bits, 20 a word; digits are no words, so dates and numbers leave no trace."""
+    hashes = [_hash(word) & _WORD_MASK for word in _TOKENS.findall(text.lower())]
+    runs = zip(hashes, hashes[1:], hashes[2:], strict=False)
+    return frozenset((a << 2 * WORD_BITS) | (b << WORD_BITS) | c for a, b, c in runs)
+
+
+def in_template(word: str, template: frozenset[int]) -> bool:
+    """Whether one of the shingles has `word`."""
+    bits = _hash(word) & _WORD_MASK
+    return any(bits in (s & _WORD_MASK, s >> WORD_BITS & _WORD_MASK, s >> 2 * WORD_BITS) for s in template)
 
 
 def words_of(text: str) -> Mapping[int, int]:
@@ -91,13 +100,38 @@ def words_of(text: str) -> Mapping[int, int]:
     counted = Counter(chain(tokens, pairs))
     hashed: Counter[int] = Counter()
     for word, count in counted.items():
-        hashed[crc32(word.encode("utf-8", "replace")) % _BUCKETS] += count
+        hashed[_hash(word) & _WORD_MASK] += count
     return hashed
+
+
+def _hash(text: str) -> int:
+    return crc32(text.encode("utf-8", "replace"))
 
 
 def overlap(one: frozenset[int], other: frozenset[int]) -> float:
     """Jaccard's index; 1 for two empty sets."""
     return len(one & other) / len(one | other) if one or other else 1.0
+
+
+def alike(one: frozenset[int], other: frozenset[int]) -> float:
+    """How far two sets of slots are versions of each other: Jaccard's index of the names, 0 when a field that both have
+    offers other values in each."""
+    fields = {slot for slot in one & other if slot <= _FIELD}
+    ours, theirs = _values(one, fields), _values(other, fields)
+    for field in ours.keys() & theirs.keys():
+        if overlap(frozenset(ours[field]), frozenset(theirs[field])) < _SAME_VALUES:
+            return 0.0
+    names = sum(1 for slot in one | other if slot <= _FIELD)
+    return len(fields) / names if names else 1.0
+
+
+def _values(slots: frozenset[int], fields: set[int]) -> dict[int, set[int]]:
+    """The values that `slots` offer for each of `fields` that is an enum."""
+    offered: dict[int, set[int]] = {}
+    for slot in slots:
+        if slot > _FIELD and slot >> 32 in fields:
+            offered.setdefault(slot >> 32, set()).add(slot & 0xFFFFFFFF)
+    return offered
 
 
 def _texts(messages: Iterable[Json]) -> tuple[str, list[str]]:
@@ -134,20 +168,24 @@ def _tail(texts: Sequence[str]) -> str:
 
 
 def _slots(tools: Iterable[tuple[str, Any]], schema: Any) -> Iterator[int]:
-    """Hashes of the names of tools, of their parameters, of the fields of the schema, and of the values of enums."""
-    named = chain.from_iterable((f"tool {name}", *_fields(f"tool {name}", parameters)) for name, parameters in tools)
-    asked = chain(["schema"], _fields("schema", schema)) if schema is not None else ()
-    return (crc32(slot.encode("utf-8", "replace")) for slot in islice(chain(named, asked), _MAX_SLOTS))
+    """31 bits for the name of each tool, parameter and field of the schema; for a value of an enum, those of its field
+    and 32 of its own."""
+    named = chain.from_iterable(((f"tool {name}", None), *_fields(f"tool {name}", p)) for name, p in tools)
+    asked = chain([("schema", None)], _fields("schema", schema)) if schema is not None else ()
+    for path, value in islice(chain(named, asked), _MAX_SLOTS):
+        field = _hash(path) & _FIELD
+        yield field if value is None else field << 32 | _hash(value)
 
 
-def _fields(path: str, schema: Any, depth: int = 0) -> Iterator[str]:
+def _fields(path: str, schema: Any, depth: int = 0) -> Iterator[tuple[str, str | None]]:
+    """Each field in the schema as (path, None), and each value of an enum as (path, value)."""
     if depth > _DEPTH or not isinstance(schema, Mapping):
         return
     if isinstance(values := schema.get("enum"), list | tuple):
-        yield from (f"{path} = {value}" for value in values)
+        yield from ((path, str(value)) for value in values)
     if isinstance(properties := schema.get("properties"), Mapping):
         for name, inner in properties.items():
-            yield f"{path}.{name}"
+            yield f"{path}.{name}", None
             yield from _fields(f"{path}.{name}", inner, depth + 1)
     yield from _fields(f"{path}[]", schema.get("items"), depth + 1)
 
@@ -218,7 +256,7 @@ class Assigner:
         exact = self._by_slots.get(prompt.slots)
         if exact or not prompt.slots:
             return exact or []
-        scored = [(overlap(prompt.slots, slots), cells) for slots, cells in self._by_slots.items() if slots]
+        scored = [(alike(prompt.slots, slots), cells) for slots, cells in self._by_slots.items() if slots]
         return [c for score, cells in sorted(scored, key=lambda s: -s[0]) if score >= SAME_SLOTS for c in cells]
 
 

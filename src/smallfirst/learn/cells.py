@@ -18,18 +18,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from smallfirst.assignment import SAME_SLOTS, Assigner, Cell, Prompt, overlap
+from smallfirst.assignment import SAME_SLOTS, WORD_BITS, Assigner, Cell, Prompt, alike, overlap
 from smallfirst.errors import ConfigError
 
 Floats = NDArray[np.float64]
 Labels = NDArray[np.int64]
+_Structure = tuple[frozenset[int], frozenset[int], list[int]]  # slots, template, members
 
 _TEMPLATE = 12
 _SUPPORT = 8
 _CONSTANT = 0.9
-_LIKE_BY_SLOTS = 0.4
-_LIKE = 0.6
+_SAME_INSTRUCTIONS = 0.6
 _WORDS = 400
+_WORDS_BUT_ONE = tuple((1 << 3 * WORD_BITS) - 1 - (((1 << WORD_BITS) - 1) << place * WORD_BITS) for place in range(3))
 _COMMON = 0.5
 _DIMENSIONS = 150
 _NEIGHBOURS = 15
@@ -50,15 +51,27 @@ def find_groups(prompts: Sequence[Prompt], *, least_calls: int, seed: int = 0) -
 
     Raises ConfigError when scikit-learn or networkx is missing.
     """
-    groups, bare = [], []
+    groups: list[_Structure] = []
+    bare: list[int] = []
     for slots, offered in _by_slots(prompts):
-        for template, members in _by_template(prompts, offered, bool(slots)):
+        for template, members in _by_template(prompts, offered):
             if slots or template:
-                groups.append((slots, template, members))
+                _join_version(groups, (slots, template, members))
             else:
                 bare.extend(members)
     found = [_group(slots, template, m) for slots, template, m in groups if len(m) >= least_calls]
     return found + split_by_words(prompts, bare, least_calls=least_calls, seed=seed)
+
+
+def _join_version(groups: list[_Structure], new: _Structure) -> None:
+    """Add `new` to the group of the same instructions whose tools are a version of its own, else to the list."""
+    slots, template, members = new
+    for old_slots, old_template, old_members in groups:
+        same = bool(template) and overlap(template, old_template) >= _CONSTANT
+        if same and alike(slots, old_slots) >= SAME_SLOTS:
+            old_members.extend(members)
+            return
+    groups.append(new)
 
 
 def split_by_words(
@@ -90,7 +103,7 @@ def _by_slots(prompts: Sequence[Prompt]) -> list[tuple[frozenset[int], list[int]
         places[prompt.slots].append(place)
     groups: list[tuple[frozenset[int], list[int]]] = []
     for slots, members in sorted(places.items(), key=lambda group: (-len(group[1]), group[1])):
-        scored = [(overlap(slots, other), n) for n, (other, _) in enumerate(groups)] if slots else []
+        scored = [(alike(slots, other), n) for n, (other, _) in enumerate(groups)] if slots else []
         best, n = max(scored, default=(0.0, 0))
         if best >= SAME_SLOTS:
             groups[n][1].extend(members)
@@ -99,37 +112,42 @@ def _by_slots(prompts: Sequence[Prompt]) -> list[tuple[frozenset[int], list[int]
     return groups
 
 
-def _by_template(
-    prompts: Sequence[Prompt], members: Sequence[int], offering: bool
-) -> list[tuple[frozenset[int], list[int]]]:
+def _by_template(prompts: Sequence[Prompt], members: Sequence[int]) -> list[tuple[frozenset[int], list[int]]]:
     """`members` by the instructions that they share; an empty template stands for those that share none.
 
-    A shingle that few different prompts have is a value (a name, a retrieved text) and is left out of the comparison.
+    A value (a name, a weekday, a retrieved text) says nothing about the template, so shingles that few different
+    prompts have, and those where one of the three words varies while the other two stay, are not compared.
     """
     places = defaultdict(list)
     for place in members:
         places[prompts[place].shingles, prompts[place].led].append(place)
     having: Counter[int] = Counter()
     for (shingles, led), same in places.items():
-        having.update(dict.fromkeys(shingles, _votes(led, same)))
+        having.update(dict.fromkeys(shingles, len(same) if led else 1))  # an opening again is one conversation
     support = max(2, min(_SUPPORT, len(members) // 4))
+    constant = _constant(having, support)
     lasting = defaultdict(list)
     for (shingles, _), same in places.items():
-        lasting[frozenset(s for s in shingles if having[s] >= support)].extend(same)
+        lasting[shingles & constant].extend(same)
     groups: list[tuple[frozenset[int], list[int]]] = []
     for shingles, same in sorted(lasting.items(), key=lambda group: (-len(group[1]) * len(group[0]), group[1])):
         scored = [(overlap(shingles, other), n) for n, (other, _) in enumerate(groups)]
         best, n = max(scored, default=(0.0, 0))
-        if best >= (_LIKE_BY_SLOTS if offering else _LIKE):
+        if best >= _SAME_INSTRUCTIONS:
             groups[n][1].extend(same)
         else:
             groups.append((shingles, list(same)))
     return _named_templates(prompts, groups, support)
 
 
-def _votes(led: bool, same: Sequence[int]) -> int:
-    """How many prompts count for a shingle: a user's opening that comes again is one conversation, not a template."""
-    return len(same) if led else 1
+def _constant(having: Mapping[int, int], support: int) -> frozenset[int]:
+    """The shingles with `support` in which each word is the likeliest between, before or after the other two."""
+    around: Counter[int] = Counter()
+    for shingle, count in having.items():
+        for mask in _WORDS_BUT_ONE:
+            around[shingle & mask] += count
+    lasting = [shingle for shingle, count in having.items() if count >= support]
+    return frozenset(s for s in lasting if all(2 * having[s] >= around[s & mask] for mask in _WORDS_BUT_ONE))
 
 
 def _named_templates(

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
+from smallfirst.assignment import in_template
 from smallfirst.learn.answers import tool_calls
 from smallfirst.types import Json
 
@@ -27,23 +28,35 @@ class Named(Protocol):
     def answer(self) -> Json | None: ...
 
 
-def suggest_name(members: Sequence[Named], others: Sequence[Named], *, instructed: bool) -> str:
-    """A name in lower case with hyphens for the calls `members` among `others`.
+def suggest_names(members: Sequence[Named], others: Sequence[Named], template: frozenset[int]) -> list[str]:
+    """Names in lower case with hyphens for the calls `members` among `others`, the best first.
 
-    The tool that most of the answers call, else the name of the response schema, else three words of the instructions
-    (if the calls are `instructed`) or of what the user said, which many of these calls and few of the others have.
+    The tool that most of the answers call, else the name of the response schema, alone and with a word; else three
+    words. Words are those of the instructions' constant part (`template`, shingles), else of what the user said, that
+    many of these calls and few of the others have.
     """
+    words = _telling(members, others, {"system", "developer"}, template) or _telling(members, others, {"user"})
     called = Counter(tool for call in members if call.answer for tool, _ in tool_calls(call.answer))
     asked = Counter(_schema_name(call.response_format) for call in members)
     for names in (called, asked):
-        if (likeliest := max(names, key=lambda name: names[name], default="")) and names[likeliest] * 2 > len(members):
-            return _hyphened(likeliest)
-    roles = {"system", "developer"} if instructed else {"user"}
+        likeliest = max(names, key=lambda name: names[name], default="")
+        if likeliest and names[likeliest] * 2 > len(members):
+            base = _hyphened(likeliest)
+            return [base, *(f"{base}-{word}" for word in words)]
+    return ["-".join(words) or "task"]
+
+
+def _telling(
+    members: Sequence[Named], others: Sequence[Named], roles: set[str], template: frozenset[int] | None = None
+) -> list[str]:
+    """The three words that tell `members` from `others` best; none that most of the others have."""
     inside = Counter(word for call in members for word in _words(call, roles))
     outside = Counter(word for call in others for word in _words(call, roles))
-    weight = {w: n / len(members) * math.log((1 + len(others)) / outside[w]) for w, n in inside.items()}
-    best = sorted(weight, key=lambda word: (-weight[word], word))[:_NAMED_BY]
-    return "-".join(best) or (_hyphened(max(called, key=lambda tool: called[tool])) if called else "task")
+    if template is not None:
+        inside = Counter({word: n for word, n in inside.items() if in_template(word, template)})
+    rare = (word for word in inside if 2 * outside[word] < len(others) or len(members) == len(others))
+    weight = {w: inside[w] / len(members) * math.log((2 + len(others)) / outside[w]) for w in rare}
+    return sorted(weight, key=lambda word: (-weight[word], word))[:_NAMED_BY]
 
 
 def _words(call: Named, roles: set[str]) -> set[str]:

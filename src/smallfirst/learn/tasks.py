@@ -13,13 +13,14 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain, count
 from typing import Any, Protocol
 
 from smallfirst.assignment import Assigner, Cell, Prompt, cells_from_json, cells_to_json, prompt_of
 from smallfirst.errors import ConfigError, NotFoundError
 from smallfirst.learn.answers import Answers
 from smallfirst.learn.cells import Group, find_groups, split_by_words
-from smallfirst.learn.naming import suggest_name
+from smallfirst.learn.naming import suggest_names
 from smallfirst.store import TaskRow
 from smallfirst.types import Json, total_usd
 
@@ -278,21 +279,18 @@ def _new_task(group: Group, sample: Sequence[Call], taken: set[str]) -> Task:
     """A task with an id of its cell's and a name of its own; both are added to `taken`."""
     members = [sample[n] for n in group.members]
     words = Counter(_callers_word(call) for call in members)
-    [(word, count), *_] = words.most_common(1)
-    if word is not None and word not in taken and 2 * count > len(members):
+    [(word, uses), *_] = words.most_common(1)
+    if word is not None and word not in taken and 2 * uses > len(members):
         taken.add(word)
         return Task(word, word, (group.cell,), time.time())
-    task_id = _free(f"t-{group.cell.id}", taken)
-    name = _free(suggest_name(members, sample, instructed=bool(group.cell.template)), taken)
-    return Task(task_id, name, (group.cell,), time.time())
+    names = suggest_names(members, sample, group.cell.template)
+    return Task(_free([f"t-{group.cell.id}"], taken), _free(names, taken), (group.cell,), time.time())
 
 
-def _free(word: str, taken: set[str]) -> str:
-    """`word`, with a number if it is taken; added to `taken`."""
-    free, number = word, 1
-    while free in taken:
-        number += 1
-        free = f"{word}-{number}"
+def _free(words: Sequence[str], taken: set[str]) -> str:
+    """The first of `words` that is not taken, else the first with a number; added to `taken`."""
+    numbered = (f"{words[0]}-{number}" for number in count(2))
+    free = next(word for word in chain(words, numbered) if word not in taken)
     taken.add(free)
     return free
 
