@@ -278,6 +278,9 @@ class Verdict:
 
 
 Decision = Literal["accept", "escalate", "abstain", "shadow", "evidence", "audit"]
+AFTERWARDS: frozenset[Decision] = frozenset({"shadow", "audit"})
+"""Decisions of attempts made after the client was served. They and what stands after them in a record, evidence beside
+them, are no part of what the call cost."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,6 +63,7 @@ def make_attempt(stage: str = "small", **changes: object) -> Attempt:
         ),
         features={"margin_min": 0.5, "not_measured": float("nan")},
         confidence=0.75,
+        probability=0.5,
         cost_usd=0.002,
         cost_usd_local_free=0.001,
         seconds=0.25,

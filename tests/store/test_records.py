@@ -72,15 +72,20 @@ async def test_messages_and_tools_are_kept_once(store):
 
 
 async def test_later_attempts_follow_the_call_s_own(store):
-    """Shadow and audit attempts come after the call's own, which keep their places; cost counts the call's own only."""
-    record = make_record()
+    """Shadow and audit attempts, and evidence beside them, come after the call's own, which alone are its cost."""
+    own = (make_attempt("small", small=True), make_attempt("second", decision="evidence"))
+    record = make_record(attempts=own, served=0)
     await store.append(record)
-    await store.add_attempts(record.id, [make_attempt("audit", decision="shadow"), make_attempt("late")])
+    later = [make_attempt("tiny", decision="shadow"), make_attempt("second", decision="evidence")]
+    await store.add_attempts(record.id, later)
+    await store.add_attempts(record.id, [make_attempt("large", decision="audit", probability=0.02)])
     kept = await store.get(record.id)
-    assert [a.stage for a in kept.attempts] == ["small", "large", "audit", "late"]
+    assert [a.stage for a in kept.attempts] == ["small", "second", "tiny", "second", "large"]
     [summary] = await store.list_records()
-    assert [a.stage for a in summary.own_attempts] == ["small", "large", "late"]
-    assert summary.cost_usd == pytest.approx(0.006)
+    assert [a.stage for a in summary.own_attempts] == ["small", "second"]
+    assert summary.cost_usd == pytest.approx(0.004)
+    assert summary.attempts[-1].probability == kept.attempts[-1].probability == 0.02
+    assert not summary.escalated
 
 
 async def test_a_summary_has_every_number_of_the_report(store):

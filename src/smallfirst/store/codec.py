@@ -24,9 +24,9 @@ RECORD_COLUMNS = (
     "served_model, key_id, user_hash, episode_hash, payload"
 )
 ATTEMPT_COLUMNS = (
-    "record_id, n, stage, backend, model, kind, decision, reason, small, answered, violations, confidence, cost_usd, "
-    "cost_usd_local_free, seconds, first_token_s, input_tokens, output_tokens, cached_input_tokens, "
-    "cache_write_tokens, reasoning_tokens, busy_seconds, features, payload"
+    "record_id, n, stage, backend, model, kind, decision, reason, small, answered, violations, confidence, "
+    "probability, cost_usd, cost_usd_local_free, seconds, first_token_s, input_tokens, output_tokens, "
+    "cached_input_tokens, cache_write_tokens, reasoning_tokens, busy_seconds, features, payload"
 )
 FEEDBACK_COLUMNS = "id, record_id, created_at, kind, source, number, payload"
 
@@ -167,6 +167,7 @@ class Codec:
             int(completion is not None),
             " ".join(v.code for v in violations),
             attempt.confidence,
+            attempt.probability,
             attempt.cost_usd,
             attempt.cost_usd_local_free,
             attempt.seconds,
@@ -231,13 +232,13 @@ class Codec:
 
     def open_attempt(self, row: Row) -> Attempt:
         """The attempt of a row of ATTEMPT_COLUMNS."""
-        record_id, n, stage, backend, model, kind, decision, reason, small, answered, codes, confidence = row[:12]
-        usage = Usage(*row[16:22])
+        record_id, n, stage, backend, model, kind, decision, reason, small, answered, codes = row[:11]
+        usage = Usage(*row[17:23])
         completion = Completion((), usage, model) if answered else None
         violations = tuple(Violation(code, "") for code in codes.split())
         error = None
-        if row[23] is not None:
-            completion, violations, error = _decode_attempt(self.sealer.open(row[23], f"attempt:{record_id}:{n}"))
+        if row[24] is not None:
+            completion, violations, error = _decode_attempt(self.sealer.open(row[24], f"attempt:{record_id}:{n}"))
         return Attempt(
             stage=stage,
             backend=backend,
@@ -248,12 +249,13 @@ class Codec:
             completion=completion,
             small=bool(small),
             verdict=Verdict(violations),
-            features=features_of(row[22]),
-            confidence=confidence,
-            cost_usd=row[12],
-            cost_usd_local_free=row[13],
-            seconds=row[14],
-            first_token_s=row[15],
+            features=features_of(row[23]),
+            confidence=row[11],
+            probability=row[12],
+            cost_usd=row[13],
+            cost_usd_local_free=row[14],
+            seconds=row[15],
+            first_token_s=row[16],
             error=error,
         )
 

@@ -134,6 +134,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
     ),
     ("CREATE INDEX records_by_task ON records (task, created_at, id)",),
     (_TASKS,),
+    ("ALTER TABLE attempts ADD COLUMN probability DOUBLE PRECISION",),
 )
 
 

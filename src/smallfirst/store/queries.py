@@ -27,8 +27,8 @@ _CORRECT = (
     "ORDER BY f.created_at DESC, f.id DESC LIMIT 1) AS correct"
 )
 _ATTEMPT_SUMMARY_COLUMNS = (
-    "record_id, stage, model, kind, decision, reason, small, answered, violations, confidence, cost_usd, "
-    "cost_usd_local_free, seconds, first_token_s, input_tokens, output_tokens, features"
+    "record_id, stage, model, kind, decision, reason, small, answered, violations, confidence, probability, "
+    "cost_usd, cost_usd_local_free, seconds, first_token_s, input_tokens, output_tokens, features"
 )
 
 
@@ -199,11 +199,12 @@ def _attempt_summary(row: Row) -> AttemptSummary:
         answered=bool(row[7]),
         violations=tuple(row[8].split()),
         confidence=row[9],
-        cost_usd=row[10],
-        cost_usd_local_free=row[11],
-        seconds=row[12],
-        first_token_s=row[13],
-        input_tokens=row[14],
-        output_tokens=row[15],
-        features=features_of(row[16]),
+        probability=row[10],
+        cost_usd=row[11],
+        cost_usd_local_free=row[12],
+        seconds=row[13],
+        first_token_s=row[14],
+        input_tokens=row[15],
+        output_tokens=row[16],
+        features=features_of(row[17]),
     )

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import takewhile
 
-from smallfirst.types import Attempt, Decision, Feedback, Json, Mode, Wire, total_usd
+from smallfirst.types import AFTERWARDS, Attempt, Decision, Feedback, Json, Mode, Wire, total_usd
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +72,7 @@ class AttemptSummary:
     answered: bool
     violations: tuple[str, ...]
     confidence: float | None
+    probability: float | None
     cost_usd: float | None
     cost_usd_local_free: float | None
     seconds: float
@@ -90,7 +92,7 @@ class RecordSummary:
     """A record in numbers: all that a report needs, read without opening a payload.
 
     `correct` is the latest "correct" feedback, None when there is none. Costs and tokens count the call's own
-    attempts; shadow attempts are measurements beside it and are found in `attempts`.
+    attempts; shadow and audit attempts are measurements beside it and are found in `attempts`.
     """
 
     id: str
@@ -110,8 +112,8 @@ class RecordSummary:
 
     @property
     def own_attempts(self) -> tuple[AttemptSummary, ...]:
-        """The attempts that the call itself made."""
-        return tuple(a for a in self.attempts if a.decision != "shadow")
+        """The attempts that the call itself made, those of other models beside a small one's included."""
+        return tuple(takewhile(lambda attempt: attempt.decision not in AFTERWARDS, self.attempts))
 
     @property
     def served_attempt(self) -> AttemptSummary | None:
@@ -157,7 +159,7 @@ class RecordSummary:
     @property
     def escalated(self) -> bool:
         """The large model was asked in order to serve this call."""
-        return any(not a.small and a.kind != "cache" for a in self.own_attempts)
+        return any(not a.small and a.kind != "cache" and a.decision != "evidence" for a in self.own_attempts)
 
     @property
     def cached(self) -> bool:
