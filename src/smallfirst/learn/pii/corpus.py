@@ -52,12 +52,15 @@ def templates(name: str, held_out: bool) -> list[str]:
 
 
 class Corpus:
-    """An endless source of examples of one part, the same for the same seed and version of Faker."""
+    """An endless source of examples of one part, the same for the same seed and version of Faker.
 
-    def __init__(self, seed: int, held_out: bool) -> None:
+    `pool` values of each kind and locale are drawn from Faker.
+    """
+
+    def __init__(self, seed: int, held_out: bool, pool: int = POOL) -> None:
         self._rng = random.Random(seed)
         self._held_out = held_out
-        self._pools = pools(held_out)
+        self._pools = pools(held_out, pool)
         self._templates = {name: templates(name, held_out) for name in ("en", "zh", "clean")}
         self._markov = {name: Letters(self._pools[name]) for name in ("first", "last", "city", "brand")}
 
@@ -175,7 +178,7 @@ def held_out_value(value: str) -> bool:
 
 
 @cache
-def pools(held_out: bool) -> dict[str, tuple[str, ...]]:
+def pools(held_out: bool, size: int) -> dict[str, tuple[str, ...]]:
     """Values by kind, of one part. Words that are no names are the same in both parts."""
     from faker import Faker
 
@@ -186,7 +189,7 @@ def pools(held_out: bool) -> dict[str, tuple[str, ...]]:
         makers: dict[str, Callable[[], str]] = {"first": fake.first_name, "last": fake.last_name, "city": fake.city}
         makers |= {"street_address": fake.street_address, "org": fake.company, "full_address": fake.address}
         for name, make in makers.items():
-            raw.setdefault(name, []).extend(make() for _ in range(POOL))
+            raw.setdefault(name, []).extend(make() for _ in range(size))
     chinese = Faker("zh_CN")
     chinese.seed_instance(0)
     zh: dict[str, Callable[[], str]] = {
@@ -196,10 +199,10 @@ def pools(held_out: bool) -> dict[str, tuple[str, ...]]:
     }
     zh |= {"zprovince": chinese.province, "zdistrict": chinese.district, "zcity": chinese.city_name}
     for name, make in zh.items():
-        raw.setdefault(name, []).extend(make() for _ in range(4 * POOL))
+        raw.setdefault(name, []).extend(make() for _ in range(4 * size))
     english = Faker("en_US")
     english.seed_instance(0)
-    raw["job"] = [english.job().split(",")[0].lower() for _ in range(POOL)]
+    raw["job"] = [english.job().split(",")[0].lower() for _ in range(size)]
     kept = {
         name: sorted({v for v in values if name in _CLOSED or held_out_value(v) == held_out})
         for name, values in raw.items()

@@ -22,7 +22,7 @@ from stdnum.iso7064 import mod_11_2, mod_97_10
 
 REGIONS = ("US", "GB", "DE", "FR", "ES", "IT", "CN", "IN", "NL", "SE", "PL", "CH", "BR", "AU")
 """Whose national telephone numbers are known without a country code."""
-_CONTEXT_CHARS = 40
+_CONTEXT = 40
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -90,7 +90,9 @@ _KNOWN_TOKENS = re.compile(
     r"|\d{8,10}:[A-Za-z0-9_-]{35}|eyJ[A-Za-z0-9_-]{8,4000}\.[A-Za-z0-9_-]{8,8000}\.[A-Za-z0-9_-]{0,2000}"
     r")(?![A-Za-z0-9])"
 )
-_PRIVATE_KEY = re.compile(r"-----BEGIN [A-Z ]{0,30}PRIVATE KEY-----(?P<value>[A-Za-z0-9+/=\s:,-]{20,20000}?)-----END ")
+_PRIVATE_KEY = re.compile(
+    r"-----BEGIN [A-Z ]{0,30}PRIVATE KEY-----(?P<value>(?:[A-Za-z0-9+/=\s:,]|-(?!-)){20,20000})-----END "
+)
 _WEBHOOK = re.compile(r"https://hooks\.slack\.com/(?:services|workflows)/(?P<value>[A-Za-z0-9/_-]{20,120})")
 _URL_CREDENTIALS = re.compile(r"\b[a-zA-Z][a-zA-Z0-9+.-]{1,20}://(?P<value>[^\s/:@\"'<>]{1,100}:[^\s/@\"'<>]{1,200})@")
 _BEARER = re.compile(r"(?i)\b(?:bearer|basic|authorization:\s*token)\s+(?P<value>[A-Za-z0-9._~+/-]{12,4000}={0,2})")
@@ -124,29 +126,29 @@ _IPV6 = re.compile(
     r"(?<![\w:.])(?:[0-9A-Fa-f]{0,4}:){2,7}(?:(?:\d{1,3}\.){3}\d{1,3}|[0-9A-Fa-f]{1,4})?(?![\w:])", re.ASCII
 )
 _CN_MOBILE = re.compile(r"(?<![\w.+-])(?:(?:\+|00)86[ -]?)?1[3-9]\d([ -]?)\d{4}\1\d{4}(?![\w-]|\.\d)", re.ASCII)
-_PHONE = re.compile(
-    r"(?<![\w.,/#$€£+-])(?:\+|00)?\(?\d(?:[ \u00a0().\-/]{0,3}\d){5,16}(?:\s?(?:x|ext\.?|extension)\s?\d{1,6})?"
-    r"(?![\w%]|[.,:/-]\d)",
-    re.ASCII,
-)
-_PHONE_CONTEXT = re.compile(
+_EXTENSION = r"(?:\s?(?:x|ext\.?|extension)\s?\d{1,6})?(?![\w%]|[.,:/-]\d)"
+_INTERNATIONAL = re.compile(r"(?<![\w+])\+\(?\d(?:[ \u00a0().\-/]{0,3}\d){6,14}" + _EXTENSION, re.ASCII)
+_NATIONAL = re.compile(r"(?<![\w./#$€£+-])(?<!\d,)(?:00)?\(?\d(?:[ \u00a0().\-/]{0,3}\d){5,16}" + _EXTENSION, re.ASCII)
+_PHONE_BEFORE = re.compile(
     r"(?i)(?:\b(?:phone|tel|telephone|mobile|cell|cellphone|fax|call|dial|text|sms|whatsapp|hotline|landline|reach|ring|"
     r"desk|home|office|work|contact|number at|contact number|handy|telefon|t[ée]l|m[óo]vil)|电话|手机|号码|联系|致电|"
-    r"拨打|来电|座机|热线|传真)[\w\s\"'_:.,=(（：-]{0,24}$"
+    r"拨打|来电|座机|热线|传真)[\w\s\"'_:.,=(（：-]{0,24}\Z"
 )
-_DATE_LIKE = re.compile(
+_PHONE_AFTER = re.compile(r"(?i)\W{1,3}(?:phone|tel|mobile|cell|fax|office|home|work|desk|手机|电话|传真)\b")
+_GROUP = re.compile(r"\d+")
+_NO_PHONE = re.compile(  # dates, spans of years, IP addresses and versions
     r"(?:19|20)\d\d[-/. ]\d{1,2}[-/. ]\d{1,2}|\d{1,2}[-/. ]\d{1,2}[-/. ](?:19|20)\d\d|"
-    r"(?:19|20)\d\d\s?[-/]\s?(?:19|20)\d\d"
+    r"(?:19|20)\d\d\s?[-/]\s?(?:19|20)\d\d|\d{1,3}(?:\.\d{1,3}){3}\Z"
 )
 _FICTIONAL = re.compile(r"1 [2-9]\d\d5550\d{3}")
 _CARD_PREFIX = re.compile(r"4|5[0-8]|6[0-9]|2[2-7]|3[04-9]|1800|2131")
 
 
 def _secret(text: str, start: int, end: int) -> int:
-    """Random enough for a key: letters and digits mixed, at least 3 bits a character."""
+    """Random enough for a key: letters and digits mixed, at least 2.5 bits a character."""
     value = text[start:end].rstrip(".:!?")
     mixed = len(digits(value)) > 1 and bool(re.search(r"[A-Za-z]", value))
-    return len(value) if mixed and entropy(value) >= 3.0 and "://" not in value else 0
+    return len(value) if mixed and entropy(value) >= 2.5 and "://" not in value else 0
 
 
 def _password(text: str, start: int, end: int) -> int:
@@ -210,18 +212,24 @@ def _generic(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
     return address.is_loopback or address.is_unspecified or mask
 
 
-def _phone(text: str, start: int, end: int) -> int:
-    """International numbers that can be, numbers after a word such as "phone", and valid, grouped national ones."""
-    value = text[start:end]
-    count = len(digits(re.split(r"(?i)\s?(?:x|ext)", value)[0]))
-    if _DATE_LIKE.match(value) or not 6 <= count <= 17 or value.count("(") != value.count(")"):
+def _international(text: str, start: int, end: int) -> int:
+    try:
+        return (end - start) * phonenumbers.is_possible_number(phonenumbers.parse(text[start:end]))
+    except NumberParseException:
         return 0
-    if value.startswith(("+", "00")):
-        return end - start if 8 <= count <= 15 + 2 * value.startswith("00") else 0
-    if count <= 15 and _PHONE_CONTEXT.search(text[max(0, start - _CONTEXT_CHARS) : start]):
+
+
+def _national(text: str, start: int, end: int) -> int:
+    """Numbers beside a word such as "phone"; others must be valid somewhere and grouped as telephone numbers are."""
+    value = text[start:end]
+    number = re.split(r"(?i)\s?(?:x|ext)", value)[0]
+    count = len(digits(number))
+    if _NO_PHONE.match(value) or not 6 <= count <= 17 or value.count("(") != value.count(")"):
+        return 0
+    if count <= 15 and (_PHONE_BEFORE.search(text, max(0, start - _CONTEXT), start) or _PHONE_AFTER.match(text, end)):
         return end - start
-    grouped = re.search(r"\d[ ().\-/]+\d", value) and not re.search(r"\d/\d", value)
-    return end - start if grouped and 8 <= count <= 13 and national(value) else 0
+    grouped = number.startswith(("(", "0")) or len(_GROUP.findall(number)) > 2
+    return end - start if grouped and "/" not in number and 8 <= count <= 15 and national(value) else 0
 
 
 @lru_cache(4096)
@@ -249,6 +257,7 @@ _TABLE: tuple[tuple[str, re.Pattern[str], Callable[[str, int, int], int]], ...] 
     ("EMAIL", _EMAIL, _email),
     ("SECRET", _NAMED_SECRET, _secret),
     ("IBAN", _IBAN, _iban),
+    ("PHONE", _INTERNATIONAL, _international),
     ("CN_IDENTITY", _CN_IDENTITY, _cn_identity),
     ("CARD", _CARD, _card),
     ("SSN", _SSN, _whole),
@@ -256,7 +265,7 @@ _TABLE: tuple[tuple[str, re.Pattern[str], Callable[[str, int, int], int]], ...] 
     ("IP", _IPV6, _address_v6),
     ("IP", _IPV4, _address_v4),
     ("PHONE", _CN_MOBILE, _whole),
-    ("PHONE", _PHONE, _phone),
+    ("PHONE", _NATIONAL, _national),
 )
 STRUCTURED = tuple(dict.fromkeys(kind for kind, _, _ in _TABLE))
 """The kinds that `structured` finds."""
