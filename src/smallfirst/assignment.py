@@ -171,8 +171,7 @@ def _slots(tools: Iterable[tuple[str, Any]], schema: Any) -> Iterator[int]:
     """31 bits for the name of each tool, parameter and field of the schema; for a value of an enum, those of its field
     and 32 of its own."""
     named = chain.from_iterable(((f"tool {name}", None), *_fields(f"tool {name}", p)) for name, p in tools)
-    asked = chain([("schema", None)], _fields("schema", schema)) if schema is not None else ()
-    for path, value in islice(chain(named, asked), _MAX_SLOTS):
+    for path, value in islice(chain(named, _fields("schema", schema)), _MAX_SLOTS):
         field = _hash(path) & _FIELD
         yield field if value is None else field << 32 | _hash(value)
 

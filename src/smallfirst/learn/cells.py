@@ -23,12 +23,13 @@ from smallfirst.errors import ConfigError
 
 Floats = NDArray[np.float64]
 Labels = NDArray[np.int64]
-_Structure = tuple[frozenset[int], frozenset[int], list[int]]  # slots, template, members
 
 _TEMPLATE = 12
 _SUPPORT = 8
 _CONSTANT = 0.9
 _SAME_INSTRUCTIONS = 0.6
+_SAME_SLOTS_INSTRUCTED = 0.25
+_VERSIONS = 3
 _WORDS = 400
 _WORDS_BUT_ONE = tuple((1 << 3 * WORD_BITS) - 1 - (((1 << WORD_BITS) - 1) << place * WORD_BITS) for place in range(3))
 _COMMON = 0.5
@@ -40,9 +41,9 @@ _LEAST_QUANTILE = 0.02
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """A cell and the places of its prompts among those that were given."""
+    """The cells of prompts that look alike, and the places of these prompts among those that were given."""
 
-    cell: Cell
+    cells: tuple[Cell, ...]
     members: tuple[int, ...]
 
 
@@ -51,27 +52,38 @@ def find_groups(prompts: Sequence[Prompt], *, least_calls: int, seed: int = 0) -
 
     Raises ConfigError when scikit-learn or networkx is missing.
     """
-    groups: list[_Structure] = []
+    structured: list[Group] = []
     bare: list[int] = []
     for slots, offered in _by_slots(prompts):
         for template, members in _by_template(prompts, offered):
             if slots or template:
-                _join_version(groups, (slots, template, members))
+                cell = Cell(_id(slots, template, {}), slots, template)
+                structured.append(Group((cell,), tuple(sorted(members))))
             else:
                 bare.extend(members)
-    found = [_group(slots, template, m) for slots, template, m in groups if len(m) >= least_calls]
+    found = [group for group in _versions_joined(structured) if len(group.members) >= least_calls]
     return found + split_by_words(prompts, bare, least_calls=least_calls, seed=seed)
 
 
-def _join_version(groups: list[_Structure], new: _Structure) -> None:
-    """Add `new` to the group of the same instructions whose tools are a version of its own, else to the list."""
-    slots, template, members = new
-    for old_slots, old_template, old_members in groups:
-        same = bool(template) and overlap(template, old_template) >= _CONSTANT
-        if same and alike(slots, old_slots) >= SAME_SLOTS:
-            old_members.extend(members)
-            return
-    groups.append(new)
+def _versions_joined(groups: Sequence[Group]) -> list[Group]:
+    """Groups of the same instructions and partly the same tools made one, where the instructions are not general: given
+    with few sets of tools."""
+    joined: list[Group] = []
+    for group in groups:
+        [cell] = group.cells
+        alike_told = [other for other in groups if _same_instructions(cell, other.cells[0])]
+        known = [n for n, other in enumerate(joined) if _same_instructions(cell, other.cells[0])]
+        versions = [n for n in known if alike(cell.slots, joined[n].cells[0].slots) >= _SAME_SLOTS_INSTRUCTED]
+        if versions and len(alike_told) <= _VERSIONS:
+            old = joined[versions[0]]
+            joined[versions[0]] = Group(old.cells + group.cells, tuple(sorted(old.members + group.members)))
+        else:
+            joined.append(group)
+    return joined
+
+
+def _same_instructions(one: Cell, other: Cell) -> bool:
+    return bool(one.template) and overlap(one.template, other.template) >= _CONSTANT
 
 
 def split_by_words(
@@ -93,7 +105,7 @@ def split_by_words(
     centroids = [_centroid([prompts[place].words for place in group]) for group in kept]
     slots, template = (like.slots, like.template) if like else (frozenset[int](), frozenset[int]())
     cells = [Cell(_id(slots, template, c), slots, template, c) for c in centroids]
-    return [Group(c, tuple(m)) for c, m in zip(_with_least(cells, kept, prompts), kept, strict=True)]
+    return [Group((c,), tuple(m)) for c, m in zip(_with_least(cells, kept, prompts), kept, strict=True)]
 
 
 def _by_slots(prompts: Sequence[Prompt]) -> list[tuple[frozenset[int], list[int]]]:
@@ -163,10 +175,6 @@ def _named_templates(
         else:
             rest.extend(members)
     return [*named, (frozenset(), sorted(rest))] if rest else named
-
-
-def _group(slots: frozenset[int], template: frozenset[int], members: Sequence[int]) -> Group:
-    return Group(Cell(_id(slots, template, {}), slots, template), tuple(sorted(members)))
 
 
 def _id(*parts: Iterable[int]) -> str:

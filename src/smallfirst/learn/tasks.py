@@ -138,7 +138,7 @@ def find(calls: Iterable[Call], known: Sequence[Task] = (), *, least_calls: int 
     mine = Assigner({task.id: task.cells for task in settled})
     free = [n for n, prompt in enumerate(prompts) if mine.task(prompt) is None]
     groups = find_groups([prompts[n] for n in free], least_calls=least_calls, seed=seed)
-    groups = [Group(g.cell, tuple(free[n] for n in g.members)) for g in groups]
+    groups = [Group(g.cells, tuple(free[n] for n in g.members)) for g in groups]
     return _counted(_identified(groups, sample, prompts, known), calls)
 
 
@@ -180,7 +180,7 @@ def split(tasks: Sequence[Task], task_id: str, calls: Iterable[Call], *, least_c
     if len(whole.cells) > 1:
         own = Assigner({cell.id: [cell] for cell in whole.cells})
         of = [own.task(prompt) for prompt in prompts]
-        groups = [Group(cell, tuple(n for n, c in enumerate(of) if c == cell.id)) for cell in whole.cells]
+        groups = [Group((cell,), tuple(n for n, c in enumerate(of) if c == cell.id)) for cell in whole.cells]
     else:
         like = whole.cells[0] if whole.cells else None
         groups = split_by_words(prompts, range(len(prompts)), least_calls=least_calls, like=like)
@@ -191,7 +191,7 @@ def split(tasks: Sequence[Task], task_id: str, calls: Iterable[Call], *, least_c
         )
     groups = sorted(groups, key=lambda group: -len(group.members))
     taken = {word for task in tasks for word in (task.id, task.name)}
-    parts = [replace(whole, cells=(groups[0].cell,), settled=True)]
+    parts = [replace(whole, cells=groups[0].cells, settled=True)]
     parts += [replace(_new_task(group, sample, taken), settled=True) for group in groups[1:]]
     return (*(task for task in tasks if task.id != whole.id), *parts)
 
@@ -253,7 +253,7 @@ def _identified(
     tasks = [task for task in known if task.settled or task.id not in seen]
     for n, group in enumerate(groups):
         if n in same:
-            tasks.append(replace(by_id[same[n]], cells=(group.cell,)))
+            tasks.append(replace(by_id[same[n]], cells=group.cells))
         else:
             tasks.append(_new_task(group, sample, taken))
     return tasks
@@ -282,9 +282,9 @@ def _new_task(group: Group, sample: Sequence[Call], taken: set[str]) -> Task:
     [(word, uses), *_] = words.most_common(1)
     if word is not None and word not in taken and 2 * uses > len(members):
         taken.add(word)
-        return Task(word, word, (group.cell,), time.time())
-    names = suggest_names(members, sample, group.cell.template)
-    return Task(_free([f"t-{group.cell.id}"], taken), _free(names, taken), (group.cell,), time.time())
+        return Task(word, word, group.cells, time.time())
+    names = suggest_names(members, sample, group.cells[0].template)
+    return Task(_free([f"t-{group.cells[0].id}"], taken), _free(names, taken), group.cells, time.time())
 
 
 def _free(words: Sequence[str], taken: set[str]) -> str:
