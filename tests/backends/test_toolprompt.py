@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from jsonschema_rs import validator_for
+from llguidance import LLMatcher, LLTokenizer
 
-from smallfirst.backends.toolprompt import AnswerParser, ParsedCall, constraint_schema, conversation, grammar
+from smallfirst.backends.toolprompt import AnswerParser, ParsedCall, constraint_schema, conversation, grammar, unheld
 from smallfirst.errors import ConstraintUnsupported
 from smallfirst.types import Constraint, Json, Request, ResponseFormat, Tool, ToolChoice
 
@@ -119,6 +120,121 @@ def test_a_schema_that_no_grammar_holds_is_a_clear_error() -> None:
     request = ask(constraint=Constraint({"type": "string", "pattern": "^(?=a)b$"}))
     with pytest.raises(ConstraintUnsupported, match=r"look-around.*free"):
         grammar(request)
+
+
+def held(schema: Json, *, as_tool: bool) -> Request:
+    """A request whose answer is held to `schema`: as the arguments of its only tool, or as its format."""
+    if as_tool:
+        tool, must = Tool("f", parameters=schema), ToolChoice("required")
+        bare = ask(tools=(tool,), tool_choice=must, parallel_tool_calls=False)
+    else:
+        bare = ask(response_format=ResponseFormat("json_schema", schema))
+    wanted = constraint_schema(bare)
+    assert wanted is not None
+    return replace(bare, constraint=Constraint(wanted))
+
+
+def accepts(request: Request, value: Any) -> bool:
+    """Whether the grammar of `request` accepts `value`, written as the grammar writes it."""
+    made = grammar(request)
+    assert made is not None
+    matcher = LLMatcher(LLTokenizer("byte"), made)
+    text = json.dumps({"name": "f", "arguments": value} if request.tools else value)
+    return matcher.consume_tokens(list(text.encode())) and matcher.is_accepting()
+
+
+OPEN = [
+    ({"properties": {"a": {"type": "null"}}, "required": ["b"]}, {"b": [1]}),
+    ({"properties": {"a": {}}, "minProperties": 2, "required": ["a"]}, {"a": 1, "b": 2}),
+    (
+        {
+            "$defs": {
+                "x": {"type": "object", "properties": {"a": {"type": "null"}}, "required": ["a"]},
+                "y": {"type": "object", "properties": {"b": {"type": "null"}}, "required": ["b"]},
+            },
+            "properties": {"v": {"allOf": [{"$ref": "#/$defs/x"}, {"$ref": "#/$defs/y"}]}},
+        },
+        {"v": {"a": None, "b": None}},
+    ),
+    (
+        {
+            "properties": {"shape": {"type": "string"}, "side": {"type": "integer"}},
+            "required": ["shape"],
+            "anyOf": [{"properties": {"shape": {"const": "square"}}, "required": ["side"]}],
+        },
+        {"shape": "square", "side": 2},
+    ),
+    (
+        {
+            "properties": {"a": {"properties": {"x": {"type": "integer"}}}},
+            "allOf": [{"properties": {"a": {"properties": {"y": {"type": "integer"}}}}}],
+        },
+        {"a": {"x": 1, "y": 2}},
+    ),
+    ({"patternProperties": {"^a": {"properties": {"x": {}}}}, "properties": {"b": {}}}, {"b": 1, "ab": {"y": 1}}),
+    (
+        {
+            "$id": "https://x.test/root.json",
+            "$ref": "item.json",
+            "$defs": {"i": {"$id": "item.json", "type": "object"}},
+        },
+        {},
+    ),
+    (
+        {
+            "$schema": "http://json-schema.org/draft-04/schema#",
+            "definitions": {"n": {"id": "#n", "type": "null"}},
+            "properties": {"a": {"$ref": "#n"}},
+        },
+        {"a": None},
+    ),
+]
+
+
+@pytest.mark.parametrize("as_tool", [True, False])
+@pytest.mark.parametrize(("schema", "value"), OPEN, ids=range(len(OPEN)))
+def test_closing_objects_leaves_what_several_subschemas_describe(schema: Json, value: Any, as_tool: bool) -> None:
+    """Required but unlisted properties, joined branches and references of every draft keep their valid values."""
+    assert validator_for(dict(schema)).is_valid(value)
+    assert accepts(held(schema, as_tool=as_tool), value)
+
+
+def test_only_what_one_subschema_describes_alone_is_closed() -> None:
+    """Invented properties are refused in plain objects, in alternatives and behind references."""
+    plain = {"type": "object", "properties": {"a": {"type": "null"}}}
+    schema = {"$defs": {"p": plain}, "properties": {"x": plain, "y": {"anyOf": [{"$ref": "#/$defs/p"}, {"const": 1}]}}}
+    for as_tool in (True, False):
+        request = held(schema, as_tool=as_tool)
+        assert accepts(request, {"x": {"a": None}, "y": {"a": None}})
+        for wrong in ({"z": 1}, {"x": {"b": 1}}, {"y": {"b": 1}}):
+            assert not accepts(request, wrong)
+
+
+def test_a_property_may_be_called_as_a_keyword_is() -> None:
+    """A property named "properties" or "required" is one like any other."""
+    schema = {"properties": {"properties": {"type": "null"}, "required": {"type": "null"}}, "required": ["required"]}
+    assert accepts(held(schema, as_tool=False), {"required": None, "properties": None})
+
+
+def test_what_a_grammar_does_not_hold_is_named() -> None:
+    """Keywords and formats that are left to the validators are listed, each once."""
+    schema = {
+        "properties": {
+            "a": {"not": {"const": 1}},
+            "b": {"not": {"const": 1}, "format": "url"},
+            "c": {"oneOf": [{"minimum": 1}, {"maximum": 3}]},
+        }
+    }
+    assert unheld(held(schema, as_tool=True)) == ("format: url", "not", "oneOf")
+    assert unheld(held(WEATHER.parameters, as_tool=True)) == unheld(ask()) == ()
+
+
+def test_the_order_of_properties_counts_though_schemas_are_equal() -> None:
+    """Two schemas that differ in the order of their properties have grammars of their own."""
+    one = {"properties": {"a": {"type": "null"}, "b": {"type": "null"}}}
+    two = {"properties": {"b": {"type": "null"}, "a": {"type": "null"}}}
+    assert accepts(held(one, as_tool=False), {"a": None, "b": None})
+    assert not accepts(held(two, as_tool=False), {"a": None, "b": None})
 
 
 def test_tools_and_results_become_plain_messages() -> None:
