@@ -329,9 +329,10 @@ def _decide(
     if _observed(route, stage):
         return "accept", route.reason
     truncated = any(v.code == "truncated" for v in verdict.violations)
-    plain = not asked.callable_tools and asked.response_format.kind == "text"
-    if last and truncated and (plain or asked.sampling.max_tokens is not None or not stage.small):
-        return "accept", "truncated"
+    if last and truncated:
+        plain = not asked.callable_tools and asked.response_format.kind == "text"
+        if plain or asked.sampling.max_tokens is not None or not stage.small:
+            return "accept", "truncated"
     if not verdict.ok:
         return otherwise, f"invalid:{verdict.violations[0].code}"
     if not last and route.calibrator and (confidence is None or confidence < route.calibrator.threshold):

@@ -127,13 +127,21 @@ def _too_large(size: int, limit: int) -> TooLargeError:
     )
 
 
+def _all_printable(values: list[str]) -> bool:
+    text = "".join(values)
+    return len(max(values, key=len, default="")) <= _LONGEST and text.isascii() and text.isprintable()
+
+
 def printable(value: str) -> str:
     """`value` as it may stand in a header: nothing in it can end the line or smuggle in another header, and no client
     refuses it for its length."""
-    if len(value) <= _LONGEST and value.isascii() and value.isprintable():
+    if _all_printable([value]):
         return value
     return _UNPRINTABLE.sub("?", value[:_LONGEST])
 
 
 def _encode(headers: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
-    return [(k.encode("ascii"), printable(v).encode("ascii")) for k, v in headers.items()]
+    values = list(headers.values())
+    if not _all_printable(values):
+        values = list(map(printable, values))
+    return [(name.encode("ascii"), value.encode("ascii")) for name, value in zip(headers, values, strict=True)]

@@ -35,6 +35,7 @@ _KEPT_WHOLE = frozenset({"tools", "system", "instructions"})
 _HOUR_S = 3600
 # Where a body names users and episodes (in OpenAI's and Anthropic's words, and ours): field to kind of origin.
 _NAMED_IN_BODY = {"user": "user", "safety_identifier": "user"}
+_NAMING = frozenset({*_NAMED_IN_BODY, "metadata"})
 _NAMED_IN_METADATA = {"user_id": "user", "smallfirst_user": "user", "smallfirst_episode": "episode"}
 
 
@@ -208,6 +209,8 @@ class Codec:
 
     def _pseudonymous(self, body: Json) -> Json:
         """`body` with the users and episodes that it names as pseudonyms."""
+        if _NAMING.isdisjoint(body):
+            return body
         body, metadata = self._hashed(body, _NAMED_IN_BODY), body.get("metadata")
         return {**body, "metadata": self._hashed(metadata, _NAMED_IN_METADATA)} if isinstance(metadata, dict) else body
 
@@ -289,6 +292,8 @@ def features_of(text: str) -> dict[str, float]:
 
 def clean(text: str) -> str:
     """`text` without what one of the databases refuses: NUL and lone surrogates."""
+    if text.isascii() and text.isprintable():
+        return text
     return text.encode("utf-8", "replace").replace(b"\0", b"").decode()
 
 

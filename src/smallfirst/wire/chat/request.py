@@ -199,8 +199,8 @@ def _tool(given: _Function, at: str, body_bytes: int) -> Tool:
 
 def _needs(given: Body, body: Json, tools: Sequence[Tool], custom: list[str]) -> set[str]:
     needs = set()
-    hosted = any(tool.type not in ("function", "custom") for tool in given.tools or ())
-    if hosted or custom or any(body.get(name) for name in _ONLY_OPENAI) or "audio" in (given.modalities or ()):
+    hosted = {tool.type for tool in given.tools or ()} - {"function", "custom"}
+    if hosted or custom or any(map(body.get, _ONLY_OPENAI)) or "audio" in (given.modalities or ()):
         needs.add("native:chat")
     if custom:
         needs.add("custom_tools")
