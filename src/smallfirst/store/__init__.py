@@ -1,5 +1,6 @@
 """The durable store of records: SQLite by default, PostgreSQL by URL."""
 
+from smallfirst.store.calibrations import CalibrationRow, Versions
 from smallfirst.store.crypto import Keyring
 from smallfirst.store.keys import KeyLimits, KeyRow, parse_key
 from smallfirst.store.ledger import Reservation
@@ -9,6 +10,7 @@ from smallfirst.store.tasks import TaskRow
 
 __all__ = [
     "AttemptSummary",
+    "CalibrationRow",
     "KeyLimits",
     "KeyRow",
     "Keyring",
@@ -18,6 +20,7 @@ __all__ = [
     "Store",
     "StoredRecord",
     "TaskRow",
+    "Versions",
     "open_store",
     "parse_key",
 ]

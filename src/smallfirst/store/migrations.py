@@ -115,6 +115,22 @@ CREATE TABLE tasks (
     created_at DOUBLE PRECISION NOT NULL
 )"""
 
+_CALIBRATIONS = """
+CREATE TABLE calibrations (
+    id TEXT PRIMARY KEY,
+    task TEXT NOT NULL,
+    stage TEXT NOT NULL,
+    created_at DOUBLE PRECISION NOT NULL,
+    payload TEXT NOT NULL
+)"""
+
+_MONITORS = """
+CREATE TABLE monitors (
+    task TEXT PRIMARY KEY,
+    version BIGINT NOT NULL,
+    state TEXT NOT NULL
+)"""
+
 MIGRATIONS: tuple[tuple[str, ...], ...] = (
     (
         "CREATE TABLE meta (name TEXT PRIMARY KEY, payload BYTEA NOT NULL)",
@@ -135,6 +151,11 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
     ("CREATE INDEX records_by_task ON records (task, created_at, id)",),
     (_TASKS,),
     ("ALTER TABLE attempts ADD COLUMN probability DOUBLE PRECISION",),
+    (
+        _CALIBRATIONS,
+        "CREATE UNIQUE INDEX calibrations_by_task ON calibrations (task, stage, created_at, id)",
+        _MONITORS,
+    ),
 )
 
 

@@ -63,6 +63,13 @@ def feedback_of(connection: Connection, codec: Codec, record_ids: Sequence[str])
     return [codec.open_feedback(row) for row in rows]
 
 
+def count(connection: Connection, codec: Codec, wanted: RecordFilter) -> int:
+    """How many records there are."""
+    conditions, params = _conditions(codec, wanted)
+    [(found,)] = connection.query(f"SELECT count(*) FROM records {_where(conditions)}", params)  # noqa: S608
+    return int(found)
+
+
 def _page(
     connection: Connection, codec: Codec, columns: str, wanted: RecordFilter, limit: int, after: str | None
 ) -> list[Row]:
@@ -70,8 +77,7 @@ def _page(
     if after is not None:
         conditions.append("(created_at, id) < (SELECT a.created_at, a.id FROM records a WHERE a.id = ?)")
         params.append(after)
-    where = f"WHERE {' AND '.join(conditions)}" if conditions else ""
-    sql = f"SELECT {columns} FROM records {where} ORDER BY created_at DESC, id DESC LIMIT ?"  # noqa: S608
+    sql = f"SELECT {columns} FROM records {_where(conditions)} ORDER BY created_at DESC, id DESC LIMIT ?"  # noqa: S608
     return connection.query(sql, [*params, limit])
 
 
@@ -92,6 +98,10 @@ def _conditions(codec: Codec, wanted: RecordFilter) -> tuple[list[str], list[obj
         exists = "EXISTS (SELECT 1 FROM feedback f WHERE f.record_id = records.id)"
         conditions.append(exists if wanted.has_feedback else f"NOT {exists}")
     return conditions, [value for value in given.values() if value is not None]
+
+
+def _where(conditions: Sequence[str]) -> str:
+    return f"WHERE {' AND '.join(conditions)}" if conditions else ""
 
 
 def _of_records(connection: Connection, columns: str, table: str, order: str, record_ids: Sequence[str]) -> list[Row]:

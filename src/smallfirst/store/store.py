@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
 
 from smallfirst.errors import ConfigError, NotFoundError
-from smallfirst.store import keys, ledger, maintenance, queries
+from smallfirst.store import calibrations, keys, ledger, maintenance, queries
+from smallfirst.store.calibrations import CalibrationRow, Versions
 from smallfirst.store.codec import FEEDBACK_COLUMNS, Codec, insert_attempts
 from smallfirst.store.crypto import Hasher, Keyring, Sealer
 from smallfirst.store.database import Connection, Database, Durability, Row, database, insert
@@ -113,6 +114,10 @@ class Store:
                 yield summary
             after = page[-1].id
 
+    async def count(self, wanted: RecordFilter = _EVERYTHING) -> int:
+        """How many records there are."""
+        return await self._readers.run(lambda c: queries.count(c, self._codec, wanted))
+
     async def export(self, wanted: RecordFilter = _EVERYTHING) -> AsyncIterator[StoredRecord]:
         """Every record in full, newest first, in bounded memory."""
         after: str | None = None
@@ -205,6 +210,32 @@ class Store:
     async def replace_tasks(self, tasks: Sequence[TaskRow]) -> None:
         """Keep exactly these tasks."""
         await self._writer.run(lambda c: replace_tasks(c, self._codec.sealer, tasks), order="tasks")
+
+    async def save_calibration(self, task: str, stage: str, payload: str) -> CalibrationRow:
+        """Put a calibration (JSON text) in force for a task and stage; the older ones are kept."""
+        row = CalibrationRow(uuid.uuid4().hex, task, stage, time.time(), payload)
+        await self._writer.run(lambda c: calibrations.insert_calibration(c, row))
+        return row
+
+    async def calibrations(self) -> list[CalibrationRow]:
+        """The calibrations in force: the newest of each task and stage."""
+        return await self._readers.run(calibrations.select_calibrations)
+
+    async def change_monitor(self, task: str, change: Callable[[str], str]) -> str:
+        """The new state of a task's monitor: what `change` makes of the old one, "" when there is none.
+
+        Exact whichever processes do so at once. `change` may run twice; it runs in the writer's thread.
+        """
+        work = partial(calibrations.change_monitor, task=task, change=change)
+        return await self._writer.run(work, order=f"monitor:{task}")
+
+    async def monitors(self, tasks: Sequence[str] | None = None) -> dict[str, str]:
+        """The monitors' states by task, those of `tasks` or all."""
+        return await self._readers.run(lambda c: calibrations.select_monitors(c, tasks))
+
+    async def calibration_versions(self) -> Versions:
+        """What tells whether calibrations or monitors have changed."""
+        return await self._readers.run(calibrations.select_versions)
 
     async def ping(self) -> None:
         """Returns when the database takes a transaction; raises StoreError when it does not."""
