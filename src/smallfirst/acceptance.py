@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from smallfirst import calibration, guarantee
 from smallfirst.calibration import Fit, Model
@@ -20,7 +20,22 @@ from smallfirst.confidence import REQUEST_FEATURES
 from smallfirst.errors import CalibrationError
 from smallfirst.guarantee import Certificate, Refusal
 
+Bools = NDArray[np.bool_]
+
 VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """A task's mean costs in USD: `small_usd` of all that is asked before a small answer is judged (repairs and other
+    models' evidence too), `large_usd` of the large model's answer."""
+
+    small_usd: float
+    large_usd: float
+
+    def small_first(self, accepted: float) -> float:
+        """What a call costs if the small model is asked first and accepted with that chance."""
+        return self.small_usd + (1 - accepted) * self.large_usd
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +44,8 @@ class Acceptance:
 
     `outcome` is what was certified, or why nothing was: then `threshold` is infinite and nothing is accepted.
     `expects` predicts from the request's features alone whether the answer will be accepted; None where that cannot be
-    told from the labels (all or hardly any were accepted). `made_at` in seconds since the epoch.
+    told from the labels (all or hardly any were accepted). `costs` are None where a price is unknown. `made_at` in
+    seconds since the epoch.
     """
 
     task: str
@@ -40,6 +56,7 @@ class Acceptance:
     expects: Model | None
     quality: Mapping[str, float | None]
     made_at: float
+    costs: Costs | None = None
 
     @property
     def threshold(self) -> float:
@@ -63,6 +80,7 @@ class Acceptance:
             kind: asdict(self.outcome),
             "quality": dict(self.quality),
             "made_at": self.made_at,
+            "costs": None if self.costs is None else asdict(self.costs),
             "model": self.model.to_json(),
             "expects": None if self.expects is None else self.expects.to_json(),
         }
@@ -86,6 +104,7 @@ class Acceptance:
                 expects=Model.from_json(kept["expects"]) if kept["expects"] else None,
                 quality=kept["quality"],
                 made_at=kept["made_at"],
+                costs=Costs(**kept["costs"]) if kept["costs"] else None,
             )
         except (KeyError, TypeError) as error:
             raise CalibrationError(
@@ -105,36 +124,61 @@ def certify(
     made_at: float,
     groups: Sequence[str] | None = None,
     valid: ArrayLike | None = None,
+    representative: ArrayLike | None = None,
     horizon: int | None = None,
-    cost: Callable[[float], float] | None = None,
+    costs: Costs | None = None,
     seed: int = 0,
 ) -> Acceptance:
     """Fit a calibrator on labelled calls and certify a threshold on its cross-fitted confidences.
 
-    `rows` of features, `correct`, `groups` (episodes) and `valid` have one entry for each call, shape (n,). Calls whose
-    answer is not `valid` escalate whatever their confidence is; they teach the calibrator, and count as not accepted.
-    `alpha`, `delta`, `horizon` and `cost` as in `guarantee.learn_then_test`. Raises CalibrationError for too few labels.
+    `rows` of features, `correct`, `groups` (episodes), `valid` and `representative` have one entry for each call, shape
+    (n,). Calls whose answer is not `valid` escalate whatever their confidence is; they teach the calibrator, and count
+    as not accepted. The promise is made from the `representative` calls, whose labels were come by without regard to
+    the answer; the others only teach the calibrator. With `costs` the threshold of least expected cost per success is
+    used among those that pass. `alpha`, `delta` and `horizon` as in `guarantee.learn_then_test`. Raises
+    CalibrationError for too few labels.
     """
     right = np.asarray(correct, dtype=bool)
     usable = np.ones(len(rows), dtype=bool) if valid is None else np.asarray(valid, dtype=bool)
     fitted = calibration.fit(rows, right, groups=groups, seed=seed)
-    confidence = np.where(usable, fitted.crossfitted, 0.0)
-    outcome = guarantee.learn_then_test(confidence, ~right, alpha=alpha, delta=delta, horizon=horizon, cost=cost)
+    counted = np.ones(len(rows), dtype=bool) if representative is None else np.asarray(representative, dtype=bool)
+    confidence, wrong = np.where(usable, fitted.crossfitted, 0.0)[counted], ~right[counted]
+    if not len(wrong):
+        raise CalibrationError(
+            f"None of the {len(rows)} labels is of a call drawn without regard to its answer.",
+            hint="Observe the task, or audit its accepted answers (audit = 0.02).",
+        )
+    cost = None if costs is None else _cost_per_success(costs, confidence, wrong)
+    outcome = guarantee.learn_then_test(confidence, wrong, alpha=alpha, delta=delta, horizon=horizon, cost=cost)
     accepted = confidence >= (outcome.threshold if isinstance(outcome, Certificate) else math.inf)
+    some, together = np.flatnonzero(counted), groups or [str(n) for n in range(len(rows))]
     return Acceptance(
         task=task,
         stage=stage,
         label=label,
         model=fitted.model,
         outcome=outcome,
-        expects=_expectation(rows, accepted, groups, seed),
+        expects=_expectation([rows[n] for n in some], accepted, [together[n] for n in some], seed),
         quality=_quality(fitted, right),
         made_at=made_at,
+        costs=costs,
     )
 
 
+def _cost_per_success(
+    costs: Costs, confidence: np.ndarray[Any, Any], wrong: np.ndarray[Any, Any]
+) -> Callable[[float], float]:
+    """Threshold -> USD per right answer, the large model's taken as right."""
+
+    def cost(threshold: float) -> float:
+        accepted = confidence >= threshold
+        return costs.small_first(float(accepted.mean())) / max(1 - float((accepted & wrong).mean()), 1e-9)
+
+    return cost
+
+
 def _expectation(
-    rows: Sequence[Mapping[str, float]], accepted: np.ndarray[Any, Any], groups: Sequence[str] | None, seed: int
+    rows: Sequence[Mapping[str, float]], accepted: Bools, groups: Sequence[str] | None, seed: int
 ) -> Model | None:
     """A model of acceptance on what is known before the small model is asked, where there is something to learn."""
     if min(accepted.sum(), (~accepted).sum()) < calibration.MIN_CLASS:
@@ -143,7 +187,7 @@ def _expectation(
     return calibration.fit(before, accepted, groups=groups, names=tuple(REQUEST_FEATURES), seed=seed).model
 
 
-def _quality(fitted: Fit, right: np.ndarray[Any, Any]) -> dict[str, float | None]:
+def _quality(fitted: Fit, right: Bools) -> dict[str, float | None]:
     """Calibration error, Brier score and AUROC of the cross-fitted confidences."""
     return {
         "ece": calibration.expected_calibration_error(fitted.crossfitted, right),
