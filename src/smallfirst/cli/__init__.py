@@ -12,13 +12,14 @@ import typer
 from rich.markup import escape
 
 from smallfirst import __version__
-from smallfirst.cli import gateway, keys, models, records, report
+from smallfirst.cli import gateway, keys, models, records, replay, report
 from smallfirst.cli.common import err, out
 from smallfirst.errors import ConfigError, SmallfirstError
 
 GROUPS: tuple[tuple[str | None, typer.Typer], ...] = (
     (None, gateway.app),
     (None, report.app),
+    (None, replay.app),
     ("records", records.app),
     ("keys", keys.app),
     ("models", models.app),

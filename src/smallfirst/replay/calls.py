@@ -1,0 +1,183 @@
+"""The file of a replay: JSONL, gzip or not, a call a line with what several models answered and whether it was right.
+
+{"id", "category", "request": {OpenAI chat body}, "gold",
+ "answers": {model: {"tool_calls": [{"name", "arguments"}] | null, "content", "correct",
+                     "input_tokens", "output_tokens", "latency_s"}}}
+"""
+
+from __future__ import annotations
+
+import gzip
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from smallfirst import bfcl
+from smallfirst.agreement import canonical_call
+from smallfirst.errors import DataError, RequestError
+from smallfirst.types import Choice, Json, Origin, Request, ToolCall, Usage
+from smallfirst.wire import WIRES
+
+TASK = "replay"
+_GZIP = b"\x1f\x8b"
+_NUMBERED = re.compile(r"_\d+$")
+_BFCL_TYPES = {"object": "dict", "number": "float"}
+
+
+class _CallMade(msgspec.Struct):
+    name: str
+    arguments: dict[str, Any]
+
+
+class _Answer(msgspec.Struct):
+    correct: bool
+    tool_calls: list[_CallMade] | None = None
+    content: str | None = None
+    input_tokens: float | None = None
+    output_tokens: float | None = None
+    latency_s: float | None = None
+
+
+class _Line(msgspec.Struct):
+    id: str
+    request: dict[str, Any]
+    answers: dict[str, _Answer]
+    category: str = ""
+    gold: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a model answered, whether it was right, and what was measured of it; None where it was not."""
+
+    choice: Choice
+    correct: bool
+    usage: Usage | None
+    seconds: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A recorded call; `request.origin.episode` is its id. `gold` is read for scoring only."""
+
+    id: str
+    category: str
+    request: Request
+    answers: Mapping[str, Answer]
+    gold: Any
+
+    def right(self, model: str, choice: Choice) -> bool:
+        """Whether `choice` is right: as recorded where it is what `model` answered, else by the gold answer.
+
+        An answer that was mended and whose gold cannot be read counts as the recorded one does.
+        """
+        answer = self.answers[model]
+        if choice.tool_calls == answer.choice.tool_calls:
+            return answer.correct
+        judged = judge(choice.tool_calls, self.gold, self.request)
+        return answer.correct if judged is None else judged
+
+
+def load(path: Path, models: Sequence[str] = (), role: str = "") -> tuple[Call, ...]:
+    """Read a file of calls, each with answers of all `models`; `role` goes before their ids, to tell files apart.
+
+    Raises DataError, with the line and the field, for what cannot be read, repeats an id or lacks a model.
+    """
+    try:
+        raw = path.read_bytes()
+        raw = gzip.decompress(raw) if raw.startswith(_GZIP) else raw
+    except (OSError, EOFError, gzip.BadGzipFile) as error:
+        raise DataError(f"Cannot read {str(path)!r}: {error}.", hint="Give a JSONL file, gzip or not.") from None
+    calls: dict[str, Call] = {}
+    for number, line in enumerate(raw.splitlines(), start=1):
+        if not line.strip():
+            continue
+        where = f"{path.name}, line {number}"
+        call = _call(line, where, role)
+        if call.id in calls:
+            raise DataError(
+                f"{where}: id {call.id.removeprefix(role)!r} occurs twice.", hint="Every call needs an id of its own."
+            )
+        for model in models:
+            if model not in call.answers:
+                known = ", ".join(call.answers) or "none"
+                raise DataError(f"{where}: answers.{model} is missing.", hint=f"Models answered here: {known}.")
+        calls[call.id] = call
+    if not calls:
+        raise DataError(f"{path.name} holds no calls.", hint="Each line is a JSON object with id, request and answers.")
+    return tuple(calls.values())
+
+
+def judge(made: Sequence[ToolCall], gold: Any, request: Request) -> bool | None:
+    """Whether calls are what `gold` wants; None when it cannot be read.
+
+    Gold is null (no call is right), BFCL's {function: {argument: [allowed values]}} where several calls of a function
+    are numbered (`f_1`, `f_2`), or a list of {"name", "arguments"} to be met exactly.
+    """
+    if gold is None:
+        return not made
+    if isinstance(gold, list) and all(isinstance(g, dict) and {"name", "arguments"} <= g.keys() for g in gold):
+        schemas = {tool.name: tool.parameters for tool in request.tools}
+        texts = [(g["name"], msgspec.json.encode(g["arguments"]).decode()) for g in gold]
+        wanted = sorted(canonical_call(name, text, schemas.get(name, {})) for name, text in texts)
+        return wanted == sorted(canonical_call(c.name, c.arguments, schemas.get(c.name, {})) for c in made)
+    if not isinstance(gold, dict):
+        return None
+    functions = {tool.name: _function(tool.name, tool.parameters) for tool in request.tools}
+    expected = []
+    for key, allowed in gold.items():
+        name = next((n for n in (bfcl.tool_name(key), bfcl.tool_name(_NUMBERED.sub("", key))) if n in functions), None)
+        if name is None or not isinstance(allowed, dict):
+            return None
+        expected.append({name: allowed})
+    try:
+        return bfcl.score(
+            made, expected, list(functions.values()), "parallel" if len(expected) > 1 else "simple"
+        ).correct
+    except (KeyError, TypeError, AttributeError):
+        return None
+
+
+def _call(line: bytes, where: str, role: str) -> Call:
+    try:
+        read = msgspec.json.decode(line, type=_Line)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"{where}: {error}.", hint="See `smallfirst replay --help` for the form of a line.") from None
+    body = {"model": "auto", **read.request}
+    try:
+        request = WIRES["chat"].parse(msgspec.json.encode(body), Origin(task=TASK, episode=role + read.id))
+    except RequestError as error:
+        raise DataError(f"{where}: request: {error.message}", hint=error.hint or "") from None
+    answers = {model: _answer(answer) for model, answer in read.answers.items()}
+    return Call(role + read.id, read.category, request, answers, read.gold)
+
+
+def _answer(read: _Answer) -> Answer:
+    calls = tuple(
+        ToolCall(f"call_{n}", made.name, msgspec.json.encode(made.arguments).decode())
+        for n, made in enumerate(read.tool_calls or ())
+    )
+    text = "" if calls else read.content or ""
+    usage = None
+    if read.input_tokens is not None and read.output_tokens is not None:
+        usage = Usage(input_tokens=round(read.input_tokens), output_tokens=round(read.output_tokens))
+    choice = Choice(text=text, tool_calls=calls, finish_reason="tool_calls" if calls else "stop")
+    return Answer(choice, read.correct, usage, read.latency_s)
+
+
+def _function(name: str, parameters: Json) -> dict[str, Any]:
+    """A tool's schema in BFCL's words."""
+    return {"name": name, "parameters": {"required": [], **_typed(parameters)}}
+
+
+def _typed(schema: Json) -> dict[str, Any]:
+    found = {**schema, "type": _BFCL_TYPES.get(str(schema.get("type", "any")), schema.get("type", "any"))}
+    if isinstance(schema.get("properties"), dict):
+        found["properties"] = {name: _typed(sub) for name, sub in schema["properties"].items()}
+    if found["type"] == "array":
+        found["items"] = _typed(schema["items"]) if isinstance(schema.get("items"), dict) else {"type": "any"}
+    return found
