@@ -151,7 +151,7 @@ def certify(
     cost = None if costs is None else _cost_per_success(costs, confidence, wrong)
     outcome = guarantee.learn_then_test(confidence, wrong, alpha=alpha, delta=delta, horizon=horizon, cost=cost)
     accepted = confidence >= (outcome.threshold if isinstance(outcome, Certificate) else math.inf)
-    some, together = np.flatnonzero(counted), groups or [str(n) for n in range(len(rows))]
+    some, together = np.flatnonzero(counted).tolist(), groups or [str(n) for n in range(len(rows))]
     return Acceptance(
         task=task,
         stage=stage,
@@ -165,9 +165,7 @@ def certify(
     )
 
 
-def _cost_per_success(
-    costs: Costs, confidence: np.ndarray[Any, Any], wrong: np.ndarray[Any, Any]
-) -> Callable[[float], float]:
+def _cost_per_success(costs: Costs, confidence: NDArray[np.float64], wrong: Bools) -> Callable[[float], float]:
     """Threshold -> USD per right answer, the large model's taken as right."""
 
     def cost(threshold: float) -> float:
@@ -178,10 +176,10 @@ def _cost_per_success(
 
 
 def _expectation(
-    rows: Sequence[Mapping[str, float]], accepted: Bools, groups: Sequence[str] | None, seed: int
+    rows: Sequence[Mapping[str, float]], accepted: Bools, groups: Sequence[str], seed: int
 ) -> Model | None:
     """A model of acceptance on what is known before the small model is asked, where there is something to learn."""
-    if min(accepted.sum(), (~accepted).sum()) < calibration.MIN_CLASS:
+    if len(rows) < calibration.MIN_LABELS or min(accepted.sum(), (~accepted).sum()) < calibration.MIN_CLASS:
         return None
     before = [{name: value for name, value in row.items() if name in REQUEST_FEATURES} for row in rows]
     return calibration.fit(before, accepted, groups=groups, names=tuple(REQUEST_FEATURES), seed=seed).model
