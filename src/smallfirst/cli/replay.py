@@ -12,9 +12,7 @@ from smallfirst.cli.common import JsonOption, err, out, print_json
 
 app = typer.Typer()
 
-_EXAMPLE = (
-    "Example: smallfirst replay calls.jsonl.gz --small xLAM-7b --second xLAM-1b --large claude-3-5-sonnet-20240620"
-)
+_EXAMPLE = "Example: smallfirst replay calls.jsonl.gz --small xLAM-7b --second xLAM-1b --large gpt-4o --alpha 0.05"
 
 
 @app.command(epilog=_EXAMPLE)

@@ -11,14 +11,13 @@ import asyncio
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from smallfirst import calibration
-from smallfirst.acceptance import Acceptance, certify
+from smallfirst.acceptance import Acceptance, Costs, certify
 from smallfirst.budget import Allowance
 from smallfirst.cascade import Cascade
 from smallfirst.confidence import features
@@ -26,7 +25,7 @@ from smallfirst.config import Policy
 from smallfirst.errors import DataError
 from smallfirst.replay.calls import TASK, Call
 from smallfirst.replay.models import PerCall, Prices, Recorded
-from smallfirst.replay.policies import Facts, Results, accepting, baselines
+from smallfirst.replay.policies import Facts, Results, baselines
 from smallfirst.router import Candidate, route
 from smallfirst.types import Attempt, Calibrator, Completion, Request, Stage, Verdict
 from smallfirst.validators import validate
@@ -213,7 +212,7 @@ async def _split(bench: Bench, fit_index: Indices, test_index: Indices) -> tuple
         alpha=alpha,
         delta=settings.delta,
         horizon=len(test_index) if settings.horizon else None,
-        cost=partial(_cost_per_success, known, settings.second is not None),
+        costs=_costs(known),
         seed=settings.seed,
         made_at=time.time(),
     )
@@ -234,9 +233,10 @@ async def _split(bench: Bench, fit_index: Indices, test_index: Indices) -> tuple
     return made, spent
 
 
-def _cost_per_success(known: Facts, with_second: bool, accept: NDArray[np.bool_]) -> float:
-    came = accepting(known, accept, with_second=with_second)
-    return float(came.cost.sum() / max(came.success.sum(), 1e-9))
+def _costs(known: Facts) -> Costs:
+    """What a call costs on average, the second model asked beside valid small answers."""
+    small = known.small_cost + known.second_cost * known.small_valid
+    return Costs(small_usd=float(small.mean()), large_usd=float(known.large_cost.mean()))
 
 
 def _halves(n: int, settings: Settings) -> Iterator[tuple[Indices, Indices]]:

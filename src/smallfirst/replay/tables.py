@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.box import SIMPLE
 from rich.console import Group
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from smallfirst import stats
@@ -59,9 +59,10 @@ def render(replay: Replay) -> Group:
     """The same for people."""
     found = figures(replay)
     settings = _settings(replay)
-    table = Table("", *(name.replace("_", " ") for name in FIGURES if name != "cps"), box=SIMPLE, pad_edge=False)
+    shown = [name for name in FIGURES if name not in {"cps", "ece", "auroc"}]
+    table = Table(Column("", no_wrap=True), *(name.replace("_", " ") for name in shown), box=SIMPLE, pad_edge=False)
     for name, row in found.items():
-        table.add_row(name, *(_cell(row[figure]) for figure in FIGURES if figure != "cps"))
+        table.add_row(name, *(_cell(row[figure]) for figure in shown))
     intervals = Table("cascade", "value", "95 % interval", "n", "is", box=SIMPLE, pad_edge=False)
     for name in FIGURES:
         figure = found["cascade"][name]
@@ -139,15 +140,13 @@ def _settings(replay: Replay) -> dict[str, Any]:
 
 
 def _summary(settings: dict[str, Any]) -> str:
-    given = (
-        "given" if settings["alpha_given"] is not None else "the large model's own failure rate on the fitted labels"
-    )
+    given = "given" if settings["alpha_given"] is not None else "as the large model fails on the fitted labels"
+    of = f"{settings['fitted_on']} calls to fit on, {settings['tested_on']} to test on, {settings['splits']} splits"
+    lists = ", ".join(settings["priced_by_list"]) or "none"
     lines = [
         f"small {settings['small']}, second {settings['second'] or 'none'}, large {settings['large']}",
-        f"alpha {settings['alpha']:.3g} ({given}), delta {settings['delta']:g}; "
-        f"{settings['fitted_on']} calls to fit on, {settings['tested_on']} to test on, {settings['splits']} splits",
-        f"costs in {settings['unit']}; by price list: {', '.join(settings['priced_by_list']) or 'none'}; "
-        f"others {settings['small_cost_ratio']:g} of a large call",
+        f"alpha {settings['alpha']:.3g} ({given}), delta {settings['delta']:g}; {of}",
+        f"costs in {settings['unit']}; by price list: {lists}; others {settings['small_cost_ratio']:g} of a large call",
     ]
     if refused := settings["refused_splits"]:
         needed = settings["labels_missing"]
