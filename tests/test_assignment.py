@@ -37,7 +37,7 @@ def request(said: str = "hello", *, system: str = "", tools: tuple[Tool, ...] = 
 
 def cell(like: Request, name: str, *, template: bool = False, words: bool = False, least: float = 0.1) -> Cell:
     prompt = prompt_of_request(like)
-    centroid = {word: 1.0 for word in prompt.words} if words else None
+    centroid = dict.fromkeys(prompt.words, 1.0) if words else None
     return Cell(name, prompt.slots, prompt.shingles if template else frozenset(), centroid, least if words else 0.0)
 
 
@@ -152,7 +152,9 @@ def test_a_huge_prompt_is_read_in_part_only():
 @pytest.mark.parametrize("content", [None, 7, [], [{"type": "image_url"}], [None, {"text": 3}], {"text": "a"}])
 def test_content_of_other_kinds_is_no_text(content):
     """Messages without text make an empty prompt instead of an error."""
-    prompt = prompt_of([{"role": "user", "content": content}, {"content": "x"}, {}], [("f", "no schema")], ["no schema"])
+    prompt = prompt_of(
+        [{"role": "user", "content": content}, {"content": "x"}, {}], [("f", "no schema")], ["no schema"]
+    )
     assert not prompt.words
     assert len(prompt.slots) == 1
 

@@ -229,9 +229,9 @@ class Assigner:
         """The id of the task that the call belongs to; None when it looks like none of them."""
         return self.task(prompt_of_request(request))
 
-    def cosines(self, prompt: Prompt) -> Floats:
-        """The cosine of the prompt's words to the centroid of each cell that has one, in the order given."""
-        return self._spoken.cosines(prompt.words)
+    def cosine(self, prompt: Prompt, cell: Cell) -> float:
+        """The cosine of the prompt's words to the centroid of `cell`, which must be one of its cells and have one."""
+        return self._spoken.cosine(prompt.words, cell)
 
     def task(self, prompt: Prompt) -> str | None:
         """The id of the task of the prompt's cell; None when it fits none."""
@@ -294,6 +294,9 @@ class _Centroids:
         weights = np.array([values[word] for word in known], dtype=np.float32)
         length = math.sqrt(sum(value * value for value in values.values()))
         return np.asarray(weights @ self._matrix[[self._row[word] for word in known]] / length)
+
+    def cosine(self, words: Mapping[int, int], cell: Cell) -> float:
+        return float(self.cosines(words)[self._cells[cell.id]])
 
     def nearest(self, words: Mapping[int, int], cells: Sequence[Cell]) -> Cell | None:
         """The one of `cells` at the largest cosine to `words`, if that is no less than the cell's own least."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import Any
 
@@ -37,6 +37,7 @@ _DIMENSIONS = 150
 _NEIGHBOURS = 15
 _RESOLUTIONS = (0.7, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 _LEAST_QUANTILE = 0.02
+_SLACK = 0.8
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,8 +105,8 @@ def split_by_words(
     kept = [sorted(group) for group in together.values() if len(group) >= least_calls]
     centroids = [_centroid([prompts[place].words for place in group]) for group in kept]
     slots, template = (like.slots, like.template) if like else (frozenset[int](), frozenset[int]())
-    cells = [Cell(_id(slots, template, c), slots, template, c) for c in centroids]
-    return [Group((c,), tuple(m)) for c, m in zip(_with_least(cells, kept, prompts), kept, strict=True)]
+    cells = [Cell(_id(slots, template, centroid), slots, template, centroid) for centroid in centroids]
+    return [Group((cell,), tuple(members)) for cell, members in zip(cells, kept, strict=True)]
 
 
 def _by_slots(prompts: Sequence[Prompt]) -> list[tuple[frozenset[int], list[int]]]:
@@ -193,15 +194,23 @@ def _centroid(said: Sequence[Mapping[int, int]]) -> dict[int, float]:
     return {word: round(weight / len(said), 6) for word, weight in largest}
 
 
-def _with_least(cells: Sequence[Cell], members: Sequence[Sequence[int]], prompts: Sequence[Prompt]) -> list[Cell]:
-    """`cells` with the cosine below which few of their own prompts lie."""
-    centroids = Assigner({cell.id: [cell] for cell in cells})
-    bounded = []
-    for n, (cell, places) in enumerate(zip(cells, members, strict=True)):
-        own = [float(centroids.cosines(prompts[place])[n]) for place in places]
-        least = round(float(np.quantile(own, _LEAST_QUANTILE)), 6)
-        bounded.append(Cell(cell.id, cell.slots, cell.template, cell.centroid, least))
-    return bounded
+def bounded(tasks: Mapping[str, Sequence[Cell]], prompts: Iterable[Prompt]) -> dict[str, tuple[Cell, ...]]:
+    """The cells of each task, each with a centroid bounded by the cosine that nearly all of its prompts exceed.
+
+    `prompts` are those that belong to a task. A cell that is the nearest of none of them keeps its bound.
+    """
+    unbounded = {task: [replace(cell, least=-1.0) for cell in cells] for task, cells in tasks.items()}
+    assigner = Assigner(unbounded)
+    cosines = defaultdict(list)
+    for prompt in prompts:
+        cell = assigner.cell(prompt)
+        if cell is not None and cell.centroid is not None:
+            cosines[cell.id].append(assigner.cosine(prompt, cell))
+    least = {cell: _SLACK * float(np.quantile(own, _LEAST_QUANTILE)) for cell, own in cosines.items()}
+    return {
+        task: tuple(replace(cell, least=round(least.get(cell.id, cell.least), 6)) for cell in cells)
+        for task, cells in tasks.items()
+    }
 
 
 def _communities(said: Sequence[Mapping[int, int]], seed: int) -> Labels:

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 from smallfirst.assignment import Assigner, Cell, Prompt, cells_from_json, cells_to_json, prompt_of
 from smallfirst.errors import ConfigError, NotFoundError
 from smallfirst.learn.answers import Answers
-from smallfirst.learn.cells import Group, find_groups, split_by_words
+from smallfirst.learn.cells import Group, bounded, find_groups, split_by_words
 from smallfirst.learn.naming import suggest_names
 from smallfirst.store import TaskRow
 from smallfirst.types import Json, total_usd
@@ -139,7 +139,9 @@ def find(calls: Iterable[Call], known: Sequence[Task] = (), *, least_calls: int 
     free = [n for n, prompt in enumerate(prompts) if mine.task(prompt) is None]
     groups = find_groups([prompts[n] for n in free], least_calls=least_calls, seed=seed)
     groups = [Group(g.cells, tuple(free[n] for n in g.members)) for g in groups]
-    return _counted(_identified(groups, sample, prompts, known), calls)
+    outliers = set(free).difference(*(group.members for group in groups))
+    grouped = [prompt for n, prompt in enumerate(prompts) if n not in outliers]
+    return _counted(_bounded(_identified(groups, sample, prompts, known), grouped), calls)
 
 
 def prompt_of_call(call: Call) -> Prompt:
@@ -193,7 +195,7 @@ def split(tasks: Sequence[Task], task_id: str, calls: Iterable[Call], *, least_c
     taken = {word for task in tasks for word in (task.id, task.name)}
     parts = [replace(whole, cells=groups[0].cells, settled=True)]
     parts += [replace(_new_task(group, sample, taken), settled=True) for group in groups[1:]]
-    return (*(task for task in tasks if task.id != whole.id), *parts)
+    return tuple(_bounded([*(task for task in tasks if task.id != whole.id), *parts], prompts))
 
 
 def rename(tasks: Sequence[Task], task_id: str, new: str) -> tuple[Task, ...]:
@@ -259,6 +261,11 @@ def _identified(
     return tasks
 
 
+def _bounded(tasks: Sequence[Task], prompts: Iterable[Prompt]) -> list[Task]:
+    cells = bounded({task.id: task.cells for task in tasks}, prompts)
+    return [replace(task, cells=cells[task.id]) for task in tasks]
+
+
 def _matched(groups: Sequence[Group], was: Sequence[str | None], free: set[str]) -> dict[int, str]:
     """For groups by place, the id of the known task they go on: one each, so that the overlaps are largest in sum."""
     from scipy.optimize import linear_sum_assignment
@@ -278,11 +285,11 @@ def _matched(groups: Sequence[Group], was: Sequence[str | None], free: set[str])
 def _new_task(group: Group, sample: Sequence[Call], taken: set[str]) -> Task:
     """A task with an id of its cell's and a name of its own; both are added to `taken`."""
     members = [sample[n] for n in group.members]
-    words = Counter(_callers_word(call) for call in members)
-    [(word, uses), *_] = words.most_common(1)
-    if word is not None and word not in taken and 2 * uses > len(members):
-        taken.add(word)
-        return Task(word, word, group.cells, time.time())
+    words = Counter(word for call in members if (word := _callers_word(call)))
+    for word, uses in words.most_common(1):
+        if word not in taken and uses >= _SAME_TASK * len(members):
+            taken.add(word)
+            return Task(word, word, group.cells, time.time())
     names = suggest_names(members, sample, group.cells[0].template)
     return Task(_free([f"t-{group.cells[0].id}"], taken), _free(names, taken), group.cells, time.time())
 
