@@ -164,6 +164,11 @@ class Cascade:
         await self._stage(call, stage)
         return tuple(a if a.decision == "evidence" else replace(a, decision="shadow") for a in call.attempts)
 
+    async def audit(self, stage: Stage, request: Request, allowance: Allowance) -> Attempt:
+        """The answer of `stage` to a request for which another stage's was accepted, for the record only."""
+        call = _Call(Route("", "observe", (stage,)), request, allowance, None, [])
+        return replace((await self._stage(call, stage)).attempt, decision="audit")
+
     def _affordable(self, stage: Stage, request: Request, allowance: Allowance) -> bool:
         expected = 0.0 if allowance.usd is None else self.pricing.expected(stage, request)
         return allowance.allows(expected, self.clock())
@@ -226,6 +231,7 @@ class Cascade:
             verdict=verdict,
             features=found,
             confidence=confidence,
+            probability=route.probability if stage is route.stages[0] else None,
             cost_usd=priced,
             cost_usd_local_free=free,
             seconds=seconds,

@@ -24,6 +24,7 @@ DEFAULT_FILE = Path("smallfirst.toml")
 Count = Annotated[int, Meta(ge=0)]
 Amount = Annotated[float, Meta(ge=0)]
 Duration = Annotated[float, Meta(gt=0)]
+Share = Annotated[float, Meta(ge=0, le=1)]
 
 
 class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -115,8 +116,11 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     stages: names of `[models.*]`, cheapest first; the last is the large model.
     mode: "observe" (large answers, small in shadow), "enforce" (small-first under the guarantee), "small_only".
     accept_uncalibrated: lets "enforce" accept a valid small answer before the task has a calibrator.
-    others: names of `[models.*]` that are asked beside the small model, only to see whether they agree with it; samples:
-    so many more answers of the small model itself, at sample_temperature, for the same purpose.
+    others: names of `[models.*]` that are asked beside the small model, only to see whether they agree with it;
+    samples: so many more answers of the small model itself, at sample_temperature, for the same purpose.
+    audit: the least share of accepted small answers that the large model answers too, after they were served (0: none,
+    and nothing then tells when the promise is broken). adapt: accept more strictly while audits find too many wrong.
+    explore: the share of calls that do not look worth a small attempt and get one all the same.
     """
 
     stages: tuple[str, ...] = ()
@@ -127,6 +131,9 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     others: tuple[str, ...] = ()
     samples: Count = 0
     sample_temperature: Amount = 0.7
+    audit: Share = 0.02
+    adapt: bool = True
+    explore: Share = 0.02
     shadow: bool = True
     capture: bool = True
     validators: tuple[ValidatorConfig, ...] = ()

@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from smallfirst.acceptance import Costs
 from smallfirst.config import Match, Policy
 from smallfirst.errors import NotFoundError, UnsupportedError
 from smallfirst.recurring import derived
@@ -64,11 +65,13 @@ def route(
     candidates: Sequence[Candidate],
     *,
     calibrator: Calibrator | None = None,
+    alarm: bool = False,
     others: Sequence[Stage] = (),
     known_model: Callable[[str], bool] = lambda _: False,
 ) -> Route:
     """Choose the stages for `request`: `candidates` are those of the policy, cheapest first, the last one the large.
 
+    `alarm`: audits have shown that accepted answers fail too often, so the large model answers whatever the policy is.
     `others` are the stages that `policy.others` names; with `policy.samples` they give evidence for small answers.
     A client that names one of the configured models gets that model and no other. Any name that a candidate hands on,
     "auto", "smallfirst" and names that `known_model` accepts are answered small-first.
@@ -88,9 +91,24 @@ def route(
     usable = _capable(request, stages)
     small = tuple(_constrained(s, policy) for s in usable if s.small)
     large = tuple(s for s in usable if not s.small)[:1]
-    plan = _plan(task, policy, small, large, calibrator, any(s.small for s in stages))
+    plan = _plan(task, policy, small, large, calibrator, alarm, any(s.small for s in stages))
     judged = small if plan.shadow or len(plan.stages) > 1 else ()
     return replace(plan, others=_evidence(request, policy, judged, others))
+
+
+def promising(costs: Costs | None, acceptance: float | None) -> bool:
+    """Whether it pays to ask the small model first, when its answer is accepted with probability `acceptance`.
+
+    It does when small_first(acceptance) <= large, that is, when acceptance x large >= small; and where either is not
+    known, for only trying can tell.
+    """
+    return costs is None or acceptance is None or costs.small_first(acceptance) <= costs.large_usd
+
+
+def without_small(plan: Route, probability: float | None = None) -> Route:
+    """`plan` begun at its large model because the small one is not promising; `probability` of that choice."""
+    large = plan.stages[-1:]
+    return replace(plan, stages=large, others=(), calibrator=None, reason="unpromising", probability=probability)
 
 
 def _plan(
@@ -99,6 +117,7 @@ def _plan(
     small: tuple[Stage, ...],
     large: tuple[Stage, ...],
     calibrator: Calibrator | None,
+    alarm: bool,
     small_configured: bool,
 ) -> Route:
     """The policy's mode applied to the stages that are capable of the call."""
@@ -110,6 +129,8 @@ def _plan(
         return Route(task, "small_only", small, reason=reason)
     if policy.mode == "observe":
         return Route(task, "observe", large, shadow=shadow, reason="observe")
+    if alarm:
+        return Route(task, "observe", large, shadow=shadow, reason="alarm")
     if calibrator is not None:
         return Route(task, "enforce", small + large, calibrator=calibrator, reason="calibrated")
     if policy.accept_uncalibrated:

@@ -411,7 +411,7 @@ class Route:
     `stages` are tried in order until one accepts; `shadow` stages answer after the client was served. A stage before
     the last accepts when its answer is valid and `calibrator` is confident enough; without a calibrator on validity
     alone, which only an operator's explicit word allows. `others` answer beside a small stage whose answer is valid, as
-    evidence for or against it.
+    evidence for or against it. `probability` is that of the draw that chose where to begin, None without one.
     """
 
     task: str
@@ -421,3 +421,4 @@ class Route:
     others: tuple[Stage, ...] = ()
     calibrator: Calibrator | None = None
     reason: str = ""
+    probability: float | None = None
