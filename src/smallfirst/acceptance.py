@@ -18,6 +18,7 @@ from smallfirst import calibration, guarantee
 from smallfirst.calibration import Fit, Model
 from smallfirst.confidence import REQUEST_FEATURES
 from smallfirst.errors import CalibrationError
+from smallfirst.exact import upper_bound
 from smallfirst.guarantee import Certificate, Refusal
 
 Bools = NDArray[np.bool_]
@@ -28,10 +29,11 @@ VERSION = 1
 @dataclass(frozen=True, slots=True)
 class Costs:
     """A task's mean costs in USD: `small_usd` of all that is asked before a small answer is judged (repairs and other
-    models' evidence too), `large_usd` of the large model's answer."""
+    models' evidence too), `large_usd` of the large model's answer, `failure_usd` of giving a wrong answer."""
 
     small_usd: float
     large_usd: float
+    failure_usd: float = 0.0
 
     def small_first(self, accepted: float) -> float:
         """What a call costs if the small model is asked first and accepted with that chance."""
@@ -119,12 +121,13 @@ def certify(
     task: str,
     stage: str,
     label: str,
-    alpha: float,
+    alpha: float | None,
     delta: float,
     made_at: float,
     groups: Sequence[str] | None = None,
     valid: ArrayLike | None = None,
     representative: ArrayLike | None = None,
+    large_wrong: ArrayLike | None = None,
     horizon: int | None = None,
     costs: Costs | None = None,
     seed: int = 0,
@@ -135,7 +138,13 @@ def certify(
     (n,). Calls whose answer is not `valid` escalate whatever their confidence is; they teach the calibrator, and count
     as not accepted. The promise is made from the `representative` calls, whose labels were come by without regard to
     the answer; the others only teach the calibrator. With `costs` the threshold of least expected cost per success is
-    used among those that pass. `alpha`, `delta` and `horizon` as in `guarantee.learn_then_test`. Raises
+    used among those that pass.
+
+    Without an `alpha` nothing is promised beforehand: the threshold is the one of least expected cost, failures priced
+    at `costs.failure_usd` (those of the large model where `large_wrong` says so), and the certificate's alpha is the
+    exact bound that this threshold reaches, chosen with sight of the labels.
+
+    `alpha`, `delta` and `horizon` as in `guarantee.learn_then_test`. Raises
     CalibrationError for too few labels.
     """
     right = np.asarray(correct, dtype=bool)
@@ -149,7 +158,11 @@ def certify(
             hint="Observe the task, or audit its accepted answers (audit = 0.02).",
         )
     cost = None if costs is None else _cost_per_success(costs, confidence, wrong)
-    outcome = guarantee.learn_then_test(confidence, wrong, alpha=alpha, delta=delta, horizon=horizon, cost=cost)
+    if alpha is None:
+        fails = np.zeros(len(rows)) if large_wrong is None else np.asarray(large_wrong, dtype=float)
+        outcome: Certificate | Refusal = _cheapest(costs or Costs(0.0, 1.0), confidence, wrong, fails[counted], delta)
+    else:
+        outcome = guarantee.learn_then_test(confidence, wrong, alpha=alpha, delta=delta, horizon=horizon, cost=cost)
     accepted = confidence >= (outcome.threshold if isinstance(outcome, Certificate) else math.inf)
     some, together = np.flatnonzero(counted).tolist(), groups or [str(n) for n in range(len(rows))]
     return Acceptance(
@@ -173,6 +186,26 @@ def _cost_per_success(costs: Costs, confidence: NDArray[np.float64], wrong: Bool
         return costs.small_first(float(accepted.mean())) / max(1 - float((accepted & wrong).mean()), 1e-9)
 
     return cost
+
+
+def _cheapest(
+    costs: Costs, confidence: NDArray[np.float64], wrong: Bools, large_wrong: NDArray[np.float64], delta: float
+) -> Certificate | Refusal:
+    """The threshold of least expected cost, failures included."""
+    n = len(confidence)
+    order = np.argsort(-confidence, kind="stable")
+    ordered = confidence[order]
+    ends = np.flatnonzero((np.diff(ordered, append=-1.0) < 0) & (ordered > 0)) + 1  # equal confidences go together
+    counts = np.concatenate(([0], ends))
+    ours = np.concatenate(([0], np.cumsum(wrong[order])))[counts]
+    theirs = large_wrong.sum() - np.concatenate(([0.0], np.cumsum(large_wrong[order])))[counts]
+    expected = (n - counts) * costs.large_usd + (ours + theirs) * costs.failure_usd
+    best = int(np.flatnonzero(expected == expected.min())[-1])
+    accepted, failures = int(counts[best]), int(ours[best])
+    if accepted == 0:
+        return Refusal(1.0, delta, n, None, "Accepting any small answers costs more than asking the large model.")
+    bound = float(upper_bound(failures, accepted, delta))
+    return Certificate(bound, delta, float(ordered[accepted - 1]), accepted, failures, bound, n, accepted / n)
 
 
 def _expectation(

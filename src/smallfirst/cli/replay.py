@@ -28,7 +28,9 @@ def replay(
     ] = None,
     alpha: Annotated[
         float | None,
-        typer.Option(min=0.0001, max=0.9999, help="Most that accepted answers may fail; default: as the large model."),
+        typer.Option(
+            min=0.0001, max=0.9999, help="Most that accepted answers may fail, certified; without it, what is cheapest."
+        ),
     ] = None,
     delta: Annotated[float, typer.Option(min=0.0001, max=0.9999, help="Chance that the promise is missed.")] = 0.05,
     horizon: Annotated[
@@ -39,6 +41,10 @@ def replay(
     small_cost_ratio: Annotated[
         float, typer.Option(min=0, help="What a self-hosted call costs, of a call of the large model.")
     ] = 0.05,
+    failure_cost: Annotated[
+        float,
+        typer.Option(min=0, help="What a wrong answer costs where no --alpha is given, in calls of the large model."),
+    ] = 8.0,
     as_json: JsonOption = False,
 ) -> None:
     """Run recorded answers through the router, calibrator, guarantee and cascade, and compare with simple ways.
@@ -50,7 +56,18 @@ def replay(
     from smallfirst.replay.calls import load
     from smallfirst.replay.run import Settings, run
 
-    settings = Settings(small, large, second, alpha, delta, 1 if fit else splits, seed, small_cost_ratio, horizon)
+    settings = Settings(
+        small=small,
+        large=large,
+        second=second,
+        alpha=alpha,
+        delta=delta,
+        splits=1 if fit else splits,
+        seed=seed,
+        small_cost_ratio=small_cost_ratio,
+        failure_cost=failure_cost,
+        horizon=horizon,
+    )
     calls = load(file, settings.models)
     fit_on = None if fit is None else load(fit, settings.models, role="fit:")
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

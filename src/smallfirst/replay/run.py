@@ -38,9 +38,9 @@ _POLICY = Policy(stages=("small", "large"), repairs=0, constraint="free")
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What is replayed. `alpha` None: the large model's own failure rate on the labels that are fitted on, so that
-    accepted answers fail no more often than the large model's do. `horizon`: certify for the calls of the test part
-    themselves rather than for the rate behind them (`guarantee.learn_then_test`)."""
+    """What is replayed. `alpha` None: the threshold is the cheapest, a wrong answer priced as `failure_cost` calls of
+    the large model, and what it promises is the exact bound that it reaches on the labels. `horizon`: certify `alpha`
+    for the calls of the test part themselves rather than for the rate behind them (`guarantee.learn_then_test`)."""
 
     small: str
     large: str
@@ -50,6 +50,7 @@ class Settings:
     splits: int = 50
     seed: int = 0
     small_cost_ratio: float = 0.05
+    failure_cost: float = 8.0
     horizon: bool = False
 
     @property
@@ -198,21 +199,19 @@ async def _run(
 async def _split(bench: Bench, fit_index: Indices, test_index: Indices) -> tuple[Split, float]:
     settings, known = bench.settings, bench.facts.part(fit_index)
     _check_labels(known, settings.small)
-    alpha = settings.alpha
-    if alpha is None:
-        alpha = float(np.clip(1 - known.large_right.mean(), 1 / len(fit_index), 0.5))
     rows, test_rows = bench.rows(fit_index), bench.rows(test_index)
     acceptance = certify(
         rows,
         known.small_right,
         valid=known.small_valid,
+        large_wrong=~known.large_right,
         task=TASK,
         stage=settings.small,
         label=LABEL,
-        alpha=alpha,
+        alpha=settings.alpha,
         delta=settings.delta,
         horizon=len(test_index) if settings.horizon else None,
-        costs=_costs(known),
+        costs=_costs(known, settings.failure_cost),
         seed=settings.seed,
         made_at=time.time(),
     )
@@ -226,17 +225,18 @@ async def _split(bench: Bench, fit_index: Indices, test_index: Indices) -> tuple
         ours=ours,
         baselines=baselines(facts, ours, with_second=settings.second is not None),
         acceptance=acceptance,
-        alpha=alpha,
+        alpha=acceptance.outcome.alpha,
         ece=calibration.expected_calibration_error(confidence, facts.small_right),
         auroc=calibration.auroc(confidence, facts.small_right),
     )
     return made, spent
 
 
-def _costs(known: Facts) -> Costs:
+def _costs(known: Facts, failure_cost: float) -> Costs:
     """What a call costs on average, the second model asked beside valid small answers."""
     small = known.small_cost + known.second_cost * known.small_valid
-    return Costs(small_usd=float(small.mean()), large_usd=float(known.large_cost.mean()))
+    large = float(known.large_cost.mean())
+    return Costs(small_usd=float(small.mean()), large_usd=large, failure_usd=failure_cost * large)
 
 
 def _halves(n: int, settings: Settings) -> Iterator[tuple[Indices, Indices]]:

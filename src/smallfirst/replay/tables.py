@@ -140,7 +140,8 @@ def _settings(replay: Replay) -> dict[str, Any]:
 
 
 def _summary(settings: dict[str, Any]) -> str:
-    given = "given" if settings["alpha_given"] is not None else "as the large model fails on the fitted labels"
+    chosen = f"the bound of the cheapest threshold, a wrong answer at {settings['failure_cost']:g} large calls"
+    given = "given" if settings["alpha_given"] is not None else chosen
     of = f"{settings['fitted_on']} calls to fit on, {settings['tested_on']} to test on, {settings['splits']} splits"
     lists = ", ".join(settings["priced_by_list"]) or "none"
     lines = [
