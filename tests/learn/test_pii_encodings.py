@@ -8,7 +8,7 @@ import re
 from urllib.parse import quote, unquote
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from smallfirst.learn.pii.encodings import Edit, rewrite
@@ -60,12 +60,14 @@ def test_unpadded_base64_stays_unpadded() -> None:
     assert base64.urlsafe_b64decode(edited + "=" * (-len(edited) % 4)).decode() == f"??>>> {PUT}"
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_without_edits_nothing_changes(text: str) -> None:
     """Reading through encodings is free of effects."""
     assert rewrite(text, lambda _: []) == text
 
 
+@settings(deadline=None)
 @given(st.recursive(st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=20))
 def test_json_stays_json(value: object) -> None:
     """Editing words within JSON text gives the JSON of the edited value."""
@@ -79,6 +81,7 @@ def test_json_stays_json(value: object) -> None:
     assert isinstance(json.loads(rewrite(text, upper)), dict)
 
 
+@settings(deadline=None)
 @given(st.text(max_size=60), st.text(max_size=60))
 def test_percent_encoding_decodes_to_the_edited_text(before: str, after: str) -> None:
     """A query keeps everything but the value."""

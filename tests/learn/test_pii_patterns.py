@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from stdnum import luhn
 from stdnum.iso7064 import mod_11_2, mod_97_10
@@ -65,6 +65,7 @@ def test_what_only_looks_alike_stays(text: str) -> None:
     assert kinds(text) == []
 
 
+@settings(deadline=None)
 @given(st.from_regex(r"4[0-9]{14}", fullmatch=True), st.sampled_from(["", " ", "-"]))
 def test_any_card_is_found_and_no_wrong_one(body: str, mark: str) -> None:
     """A 16-digit number is a card exactly when its Luhn digit holds, in groups or not."""
@@ -75,6 +76,7 @@ def test_any_card_is_found_and_no_wrong_one(body: str, mark: str) -> None:
     assert "CARD" not in [kind for kind, _ in kinds(f"x {other} y")]
 
 
+@settings(deadline=None)
 @given(st.from_regex(r"[0-9]{18}", fullmatch=True))
 def test_any_german_iban_is_found(account: str) -> None:
     """An IBAN with right check digits is found, with two digits exchanged it is not."""
@@ -84,6 +86,7 @@ def test_any_german_iban_is_found(account: str) -> None:
     assert "IBAN" not in [kind for kind, _ in kinds(f"to {broken}.")]
 
 
+@settings(deadline=None)
 @given(st.from_regex(r"[1-5][0-9]{5}", fullmatch=True), st.dates(), st.integers(0, 999))
 def test_any_chinese_identity_is_found(region: str, born: object, serial: int) -> None:
     """Region, plausible birthday, serial number and check digit make an identity number."""
@@ -92,6 +95,7 @@ def test_any_chinese_identity_is_found(region: str, born: object, serial: int) -
     assert ("CN_IDENTITY", number) in kinds(f"身份证号{number}。")
 
 
+@settings(deadline=None)
 @given(st.text(max_size=300))
 def test_findings_are_apart_and_in_order(text: str) -> None:
     """Whatever the text, findings are slices of it, ordered, apart and of a known kind."""

@@ -6,7 +6,7 @@ import ipaddress
 
 import phonenumbers
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from stdnum import luhn
 from stdnum.iso7064 import mod_11_2, mod_97_10
@@ -47,6 +47,7 @@ def test_one_episode_one_surrogate(kind: str, value: str) -> None:
     assert ONE(kind, value) != OTHER(kind, value)
 
 
+@settings(deadline=None)
 @given(st.from_regex(r"[2-6][0-9]{12,17}", fullmatch=True), st.sampled_from(["", " ", "-"]))
 def test_cards_keep_luhn_network_and_grouping(body: str, mark: str) -> None:
     """Luhn holds, the first two digits and the separators stay."""
@@ -58,6 +59,7 @@ def test_cards_keep_luhn_network_and_grouping(body: str, mark: str) -> None:
     assert [c.isdigit() for c in made] == [c.isdigit() for c in text]
 
 
+@settings(deadline=None)
 @given(st.from_regex(r"[0-9]{10,24}", fullmatch=True), st.sampled_from(["DE", "GB", "PL", "NO"]))
 def test_ibans_keep_check_digits_and_country(account: str, country: str) -> None:
     """The check digits are right for the invented account."""
@@ -66,12 +68,14 @@ def test_ibans_keep_check_digits_and_country(account: str, country: str) -> None
     assert mod_97_10.is_valid(made[4:] + made[:4])
 
 
+@settings(deadline=None)
 @given(st.from_regex(r"[1-5][0-9]{5}19[0-9]{2}(0[1-9]|1[0-2])(0[1-9]|1[0-9]|2[0-8])[0-9]{3}", fullmatch=True))
 def test_chinese_identities_keep_their_check_digit(body: str) -> None:
     """An identity number stays one."""
     assert mod_11_2.is_valid(ONE("CN_IDENTITY", body + mod_11_2.calc_check_digit(body)))
 
 
+@settings(deadline=None)
 @given(st.sampled_from(["US", "GB", "DE", "FR", "CN", "IN", "BR"]), st.sampled_from([0, 1, 2]))
 def test_phones_keep_country_form_and_validity(region: str, form: int) -> None:
     """A valid number becomes a valid number of the same country in the same grouping."""
@@ -91,6 +95,7 @@ def test_a_phone_is_one_number_in_every_writing() -> None:
     assert digits(ONE("PHONE", "212.555.0187")) == national
 
 
+@settings(deadline=None)
 @given(st.ip_addresses())
 def test_addresses_become_addresses_of_a_test_block(address: object) -> None:
     """The version stays; a public address becomes one that nobody has."""
@@ -99,6 +104,7 @@ def test_addresses_become_addresses_of_a_test_block(address: object) -> None:
     assert made.is_private
 
 
+@settings(deadline=None)
 @given(st.text(min_size=1))
 def test_secrets_keep_length_and_classes(secret: str) -> None:
     """Digits for digits, letters for letters, signs as they are."""
@@ -123,6 +129,7 @@ def test_words_that_identify_nobody_stay() -> None:
     assert ONE("ORG", "华讯科技有限公司").endswith("科技有限公司")
 
 
+@settings(deadline=None)
 @given(st.text(alphabet=st.characters(categories=["Lu", "Ll", "Lo", "Nd", "Zs", "Po"]), min_size=1, max_size=40))
 def test_words_keep_separators(text: str) -> None:
     """Whatever a tagger hands over, signs and white space stay, and quotes never appear."""

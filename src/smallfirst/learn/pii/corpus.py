@@ -1,8 +1,8 @@
 """Labelled text to train and measure the tagger on: templates filled with generated names, places and organisations.
 
 Templates and names are divided once into a part for training and a part that is held out: every fifth template line,
-and each name by its digest. `Faker` generates most values; half of the names and places are invented letter by letter
-after its lists, so that the tagger learns how names look rather than which there are.
+and each name by its digest. `Faker` generates most values; in training half of the names and places are coined
+letter by letter after its lists, so that the tagger learns how names look rather than which there are.
 """
 
 from __future__ import annotations
@@ -84,13 +84,18 @@ class Corpus:
         return example
 
     def _template(self, name: str) -> str:
-        """A template of a file; for other than clean text of training also a form or loose prose."""
+        """A template of a file; in training of names also a form or loose prose."""
         drawn = self._rng.random()
-        if name != "clean" and drawn < 0.2:
-            return prose.form(self, self._held_out, name == "zh")
-        if name != "clean" and drawn < 0.5 and not self._held_out:
+        if name != "clean" and not self._held_out and drawn < 0.6:
+            if drawn < 0.2:
+                return prose.form(self, False, name == "zh")
             return prose.chinese(self) if name == "zh" else prose.english(self)
         return self._rng.choice(self._templates[name])
+
+    def forms(self, count: int) -> Iterator[Example]:
+        """`count` examples of labelled values, two thirds in English, with the labels of this part."""
+        for number in range(count):
+            yield self.fill(prose.form(self, self._held_out, number % 3 == 0))
 
     def noised(self, example: Example) -> Example:
         """The example with some of its small words exchanged, so that no wording is learnt by heart."""
@@ -148,8 +153,9 @@ class Corpus:
         return self._rng.random() < probability
 
     def invented(self, name: str) -> str:
-        """A value in the manner of a pool's: half taken from it, half made of its letter sequences."""
-        return self._markov[name].word(self._rng).title() if self.chance(0.5) else self.pick(name)
+        """A value of a pool; in training half of them are made of the letter sequences of the others."""
+        coined = not self._held_out and self.chance(0.5)
+        return self._markov[name].word(self._rng).title() if coined else self.pick(name)
 
 
 class Letters:

@@ -21,10 +21,11 @@ def english(c: Corpus) -> str:
     text = ""
     for _ in range(c.number(1, 3)):
         slot = c.choose("person", *before)
-        lead = c.choose(*before[slot]) if slot == "last" or c.chance(0.9) else ""
+        lead = c.choose(*before[slot]) if slot == "last" or c.chance(0.85) else ""
         tail = c.choose(*after[slot])
-        clause = " ".join(filter(None, (_words(c, c.number(0, 5)), lead, f"{{{slot}}}")))
-        text = f"{text} {clause}{'' if tail in ',.?!:;' or tail[0] == chr(39) else ' '}{tail}"
+        named = c.choose(*[f"{{{slot}}}"] * 5, f"{{{slot}}} and {{{slot}}}", f"{{{slot}}}, {{{slot}}} and {{{slot}}}")
+        clause = " ".join(filter(None, (_words(c, c.choose(0, 0, 1, 2, 3, 5)), lead, named)))
+        text = f"{text} {clause}{'' if tail in ',.?!:;)' or tail[0] == chr(39) else ' '}{tail}"
         text += " " + _words(c, c.number(0, 4)) if c.chance(0.7) else ""
     text = text.strip()
     return text[0].upper() + text[1:] if c.chance(0.7) else text

@@ -120,8 +120,8 @@ def save(tagger: Tagger, path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--examples", type=int, default=40_000)
-    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--examples", type=int, default=36_000)
+    parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=ARTIFACT)
     given = parser.parse_args()
