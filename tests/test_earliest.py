@@ -94,7 +94,7 @@ def accepted(schema: Any, text: str) -> int:
     return len(text) if reader.feed(text) is None else reader.position
 
 
-@settings(max_examples=150)
+@settings(max_examples=100, deadline=None)
 @given(SCHEMAS.filter(lambda schema: isinstance(schema, dict)))
 def test_a_prefix_is_accepted_exactly_when_a_valid_text_begins_with_it(schema: dict[str, Any]) -> None:
     """Of every text in the universe exactly the longest part is accepted with which some valid text begins."""
