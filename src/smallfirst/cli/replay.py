@@ -28,9 +28,7 @@ def replay(
     ] = None,
     alpha: Annotated[
         float | None,
-        typer.Option(
-            min=0.0001, max=0.9999, help="Most that accepted answers may fail, certified; without it, what is cheapest."
-        ),
+        typer.Option(min=0.0001, max=0.9999, help="Most that accepted answers may fail; without it, what is cheapest."),
     ] = None,
     delta: Annotated[float, typer.Option(min=0.0001, max=0.9999, help="Chance that the promise is missed.")] = 0.05,
     horizon: Annotated[
@@ -43,7 +41,7 @@ def replay(
     ] = 0.05,
     failure_cost: Annotated[
         float,
-        typer.Option(min=0, help="What a wrong answer costs where no --alpha is given, in calls of the large model."),
+        typer.Option(min=0, help="Without --alpha: what a wrong answer costs, in large calls."),
     ] = 8.0,
     as_json: JsonOption = False,
 ) -> None:
