@@ -23,6 +23,7 @@ import aiohttp
 import msgspec
 
 from smallfirst.backends.engine import Engine
+from smallfirst.backends.specialist import read_manifest
 from smallfirst.backends.toolprompt import AnswerParser, conversation, grammar
 from smallfirst.errors import (
     BackendError,
@@ -79,6 +80,8 @@ class LlamaCppBackend:
             batch_threads=config.batch_threads,
             adapters=tuple(config.adapters.values()),
         )
+        manifests = {name: read_manifest(path) for name, path in config.adapters.items()}
+        self._templates = {name: manifest.prompt for name, manifest in manifests.items() if manifest}
         self._slots = asyncio.Semaphore(config.slots)
         self._clock = SharedClock()
         self._session: aiohttp.ClientSession | None = None
@@ -229,7 +232,10 @@ class LlamaCppBackend:
         return payload
 
     async def prompt(self, request: Request) -> str:
-        """The conversation as the model reads it, in its own chat template."""
+        """The conversation as the model reads it: as the adapter's manifest says, else in the model's chat template."""
+        template = self._templates.get(request.adapter or "")
+        if template and (pruned := template.pruned(request)) is not None:
+            return pruned
         async with self._post("/apply-template", {"messages": conversation(request)}) as response:
             await _raise_for_status(response)
             return msgspec.json.decode(await response.read(), type=_Prompt).prompt

@@ -77,7 +77,7 @@ def answer_text(request: Request, calls: Sequence[ToolCall], text: str = "") -> 
 
     Members stand in the order in which the constraint allows them (required ones first, then as the schema lists
     them). Optional members of the arguments that equal the schema's default are left out: they mean the same
-    (`confidence.canonical_call`) and cost tokens. Raises ValueError when a call's arguments are not JSON.
+    (`agreement.canonical_call`) and cost tokens. Raises ValueError when a call's arguments are not JSON.
     """
     tools = request.callable_tools
     parts = []

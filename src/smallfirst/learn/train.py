@@ -179,8 +179,8 @@ class _Training:
         self._state = _State()
 
     def run(self, report: Callable[[Progress], None]) -> Trained:
-        config, state = self._config, self._state
         self._restore()
+        config, state = self._config, self._state
         steps = math.ceil(self._steps_per_epoch() * config.epochs)
         begun, saved, recent = time.monotonic() - state.seconds, time.monotonic(), [(state.tokens, time.monotonic())]
         ended: Literal["epochs", "minutes", "patience"] = "epochs"
