@@ -14,7 +14,7 @@ from jsonschema_rs import validator_for
 from smallfirst.assignment import Assigner
 from smallfirst.errors import ConfigError, NotFoundError
 from smallfirst.learn.answers import Answers
-from smallfirst.learn.tasks import Task, figures, find, merge, prompt_of_call, rename, row_of, split, task_of_row
+from smallfirst.learn.tasks import Task, count, find, merge, prompt_of_call, rename, row_of, split, task_of_row
 
 DAY = 86400.0
 NAMES = (
@@ -238,7 +238,7 @@ def test_a_merged_task_is_split_into_what_was_merged():
     first = find(calls)
     ids = majority(first.task_of, truth)
     parts = split(merge(first.tasks, [ids["food"], ids["music"]]), ids["food"], calls)
-    assert agree(figures(parts, calls).task_of, truth)
+    assert agree(count(parts, calls).task_of, truth)
 
 
 def test_wrong_edits_say_what_is_wrong():

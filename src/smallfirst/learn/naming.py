@@ -6,6 +6,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from smallfirst.assignment import in_template
@@ -28,16 +29,40 @@ class Named(Protocol):
     def answer(self) -> Json | None: ...
 
 
-def suggest_names(members: Sequence[Named], others: Sequence[Named], template: frozenset[int]) -> list[str]:
+@dataclass(frozen=True, slots=True)
+class Traits:
+    """What of a call a name is made from: words of its instructions and of its user, the tools that its answer calls,
+    and the name of its response schema."""
+
+    told: frozenset[str]
+    said: frozenset[str]
+    called: tuple[str, ...]
+    schema: str
+
+
+def traits_of(call: Named) -> Traits:
+    """The traits of a call; of each message, the first 2,000 characters."""
+    asked = (call.response_format or {}).get("json_schema")
+    schema = str(asked.get("name") or "") if isinstance(asked, Mapping) else ""
+    called = tuple(tool for tool, _ in tool_calls(call.answer)) if call.answer else ()
+    return Traits(_words(call, {"system", "developer"}), _words(call, {"user"}), called, schema)
+
+
+def suggest_names(members: Sequence[Traits], others: Sequence[Traits], template: frozenset[int]) -> list[str]:
     """Names in lower case with hyphens for the calls `members` among `others`, the best first.
 
     The tool that most of the answers call, else the name of the response schema, alone and with a word; else three
     words. Words are those of the instructions' constant part (`template`, shingles), else of what the user said, that
     many of these calls and few of the others have.
     """
-    words = _telling(members, others, {"system", "developer"}, template) or _telling(members, others, {"user"})
-    called = Counter(tool for call in members if call.answer for tool, _ in tool_calls(call.answer))
-    asked = Counter(_schema_name(call.response_format) for call in members)
+    told = Counter(word for call in members for word in call.told)
+    constant = Counter({word: n for word, n in told.items() if in_template(word, template)})
+    words = _telling(constant, Counter(word for call in others for word in call.told), len(members), len(others))
+    if not words:
+        said = Counter(word for call in members for word in call.said)
+        words = _telling(said, Counter(word for call in others for word in call.said), len(members), len(others))
+    called = Counter(tool for call in members for tool in call.called)
+    asked = Counter(call.schema for call in members)
     for names in (called, asked):
         likeliest = max(names, key=lambda name: names[name], default="")
         if likeliest and names[likeliest] * 2 > len(members):
@@ -46,27 +71,16 @@ def suggest_names(members: Sequence[Named], others: Sequence[Named], template: f
     return ["-".join(words) or "task"]
 
 
-def _telling(
-    members: Sequence[Named], others: Sequence[Named], roles: set[str], template: frozenset[int] | None = None
-) -> list[str]:
-    """The three words that tell `members` from `others` best; none that most of the others have."""
-    inside = Counter(word for call in members for word in _words(call, roles))
-    outside = Counter(word for call in others for word in _words(call, roles))
-    if template is not None:
-        inside = Counter({word: n for word, n in inside.items() if in_template(word, template)})
-    rare = (word for word in inside if 2 * outside[word] < len(others) or len(members) == len(others))
-    weight = {w: inside[w] / len(members) * math.log((2 + len(others)) / outside[w]) for w in rare}
+def _telling(inside: Counter[str], outside: Counter[str], members: int, others: int) -> list[str]:
+    """The three words that tell the members from the others best; none that half of the others have."""
+    rare = (word for word in inside if 2 * outside[word] < others or members == others)
+    weight = {word: inside[word] / members * math.log((2 + others) / outside[word]) for word in rare}
     return sorted(weight, key=lambda word: (-weight[word], word))[:_NAMED_BY]
 
 
-def _words(call: Named, roles: set[str]) -> set[str]:
+def _words(call: Named, roles: set[str]) -> frozenset[str]:
     texts = (message.get("content") for message in call.messages if message.get("role") in roles)
-    return {word for text in texts if isinstance(text, str) for word in _PLAIN.findall(text[:_READ].lower())}
-
-
-def _schema_name(response_format: Json | None) -> str:
-    asked = (response_format or {}).get("json_schema")
-    return str(asked.get("name") or "") if isinstance(asked, Mapping) else ""
+    return frozenset(word for text in texts if isinstance(text, str) for word in _PLAIN.findall(text[:_READ].lower()))
 
 
 def _hyphened(text: str) -> str:

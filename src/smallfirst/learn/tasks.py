@@ -7,20 +7,20 @@ calls are in them. What a person decided (`merge`, `split`) is settled: such a t
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain, count
 from typing import Any, Protocol
 
 from smallfirst.assignment import Assigner, Cell, Prompt, cells_from_json, cells_to_json, prompt_of
 from smallfirst.errors import ConfigError, NotFoundError
 from smallfirst.learn.answers import Answers
 from smallfirst.learn.cells import Group, bounded, find_groups, split_by_words
-from smallfirst.learn.naming import suggest_names
+from smallfirst.learn.naming import Traits, suggest_names, traits_of
 from smallfirst.store import TaskRow
 from smallfirst.types import Json, total_usd
 
@@ -124,6 +124,15 @@ def task_of_row(row: TaskRow) -> Task:
     return Task(row.id, row.name, cells_from_json(row.model), row.created_at, row.settled)
 
 
+@dataclass(frozen=True, slots=True)
+class _Sampled:
+    """What of a call is held in memory while tasks are found. `word` is the caller's own for the task."""
+
+    prompt: Prompt
+    word: str | None
+    traits: Traits
+
+
 def find(calls: Iterable[Call], known: Sequence[Task] = (), *, least_calls: int = 10, seed: int = 0) -> Found:
     """The recurring tasks of `calls`, which are read twice: a list, or an object that can be iterated anew.
 
@@ -133,15 +142,13 @@ def find(calls: Iterable[Call], known: Sequence[Task] = (), *, least_calls: int 
     if least_calls < 2:
         raise ConfigError(f"least_calls is {least_calls!r}; a task recurs, so at least 2 calls are allowed.")
     sample = _sample(calls, seed)
-    prompts = [prompt_of_call(call) for call in sample]
-    settled = [task for task in known if task.settled]
-    mine = Assigner({task.id: task.cells for task in settled})
-    free = [n for n, prompt in enumerate(prompts) if mine.task(prompt) is None]
-    groups = find_groups([prompts[n] for n in free], least_calls=least_calls, seed=seed)
+    settled = Assigner({task.id: task.cells for task in known if task.settled})
+    free = [n for n, call in enumerate(sample) if settled.task(call.prompt) is None]
+    groups = find_groups([sample[n].prompt for n in free], least_calls=least_calls, seed=seed)
     groups = [Group(g.cells, tuple(free[n] for n in g.members)) for g in groups]
     outliers = set(free).difference(*(group.members for group in groups))
-    grouped = [prompt for n, prompt in enumerate(prompts) if n not in outliers]
-    return _counted(_bounded(_identified(groups, sample, prompts, known), grouped), calls)
+    grouped = [call.prompt for n, call in enumerate(sample) if n not in outliers]
+    return count(_bounded(_identified(groups, sample, known), grouped), calls)
 
 
 def prompt_of_call(call: Call) -> Prompt:
@@ -151,9 +158,25 @@ def prompt_of_call(call: Call) -> Prompt:
     return prompt_of(call.messages, tools, _schema(call.response_format))
 
 
-def figures(tasks: Sequence[Task], calls: Iterable[Call]) -> Found:
-    """What the calls of known tasks are and cost, without looking for others."""
-    return _counted(tasks, calls)
+def count(tasks: Sequence[Task], calls: Iterable[Call]) -> Found:
+    """What the calls of known tasks are and cost, in one reading; no others are looked for.
+
+    A caller's word that is no task's becomes a task without cells.
+    """
+    assigner = Assigner({task.id: task.cells for task in tasks})
+    by_word = {word: task.id for task in tasks for word in (task.name, task.id)}
+    kept = {task.id: task for task in tasks}
+    tallies: dict[str | None, _Tally] = defaultdict(_Tally)
+    task_of = []
+    for call in calls:
+        word = _callers_word(call)
+        if word is not None and word not in by_word:
+            by_word[word] = word
+            kept[word] = Task(word, word, (), time.time())
+        task = by_word[word] if word is not None else assigner.task(prompt_of_call(call))
+        tallies[task].add(call)
+        task_of.append(task)
+    return Found(tuple(kept.values()), _figures(tallies, kept), tuple(task_of))
 
 
 def merge(tasks: Sequence[Task], ids: Sequence[str]) -> tuple[Task, ...]:
@@ -161,12 +184,11 @@ def merge(tasks: Sequence[Task], ids: Sequence[str]) -> tuple[Task, ...]:
 
     Raises NotFoundError for an unknown task, ConfigError for fewer than two.
     """
-    merged = [_one(tasks, task_id) for task_id in dict.fromkeys(ids)]
+    merged = list({task.id: task for task in (_one(tasks, wanted) for wanted in ids)}.values())
     if len(merged) < 2:
         raise ConfigError(f"Merging needs two different tasks; given are {list(ids)!r}.")
-    cells = tuple(cell for task in merged for cell in task.cells)
-    whole = replace(merged[0], cells=cells, settled=True)
-    return tuple(whole if task.id == whole.id else task for task in tasks if task is whole or task not in merged[1:])
+    whole = replace(merged[0], cells=tuple(cell for task in merged for cell in task.cells), settled=True)
+    return tuple(whole if task is merged[0] else task for task in tasks if task not in merged[1:])
 
 
 def split(tasks: Sequence[Task], task_id: str, calls: Iterable[Call], *, least_calls: int = 10) -> tuple[Task, ...]:
@@ -176,16 +198,18 @@ def split(tasks: Sequence[Task], task_id: str, calls: Iterable[Call], *, least_c
     show no parts.
     """
     whole = _one(tasks, task_id)
+    if not whole.cells:
+        raise ConfigError(f"The calls of the task {whole.name!r} name it themselves; let them name its parts.")
     assigner = Assigner({task.id: task.cells for task in tasks})
-    sample = [call for call in _sample(calls, 0) if _task_of(call, assigner) == whole.id]
-    prompts = [prompt_of_call(call) for call in sample]
+    everything = [call for call in _sample(calls, 0) if assigner.task(call.prompt) is not None]
+    sample = [call for call in everything if assigner.task(call.prompt) == whole.id]
+    prompts = [call.prompt for call in sample]
     if len(whole.cells) > 1:
         own = Assigner({cell.id: [cell] for cell in whole.cells})
         of = [own.task(prompt) for prompt in prompts]
         groups = [Group((cell,), tuple(n for n, c in enumerate(of) if c == cell.id)) for cell in whole.cells]
     else:
-        like = whole.cells[0] if whole.cells else None
-        groups = split_by_words(prompts, range(len(prompts)), least_calls=least_calls, like=like)
+        groups = split_by_words(prompts, range(len(prompts)), least_calls=least_calls, like=whole.cells[0])
     if len(groups) < 2:
         raise ConfigError(
             f"The {len(sample)} calls of the task {whole.name!r} show no parts of {least_calls!r} calls or more.",
@@ -195,7 +219,8 @@ def split(tasks: Sequence[Task], task_id: str, calls: Iterable[Call], *, least_c
     taken = {word for task in tasks for word in (task.id, task.name)}
     parts = [replace(whole, cells=groups[0].cells, settled=True)]
     parts += [replace(_new_task(group, sample, taken), settled=True) for group in groups[1:]]
-    return tuple(_bounded([*(task for task in tasks if task.id != whole.id), *parts], prompts))
+    others = [task for task in tasks if task is not whole]
+    return tuple(_bounded([*others, *parts], (call.prompt for call in everything)))
 
 
 def rename(tasks: Sequence[Task], task_id: str, new: str) -> tuple[Task, ...]:
@@ -214,16 +239,15 @@ def _one(tasks: Sequence[Task], wanted: str) -> Task:
     raise NotFoundError(f"There is no task {wanted!r}.", hint="`smallfirst tasks list` shows their ids and names.")
 
 
-def _sample(calls: Iterable[Call], seed: int) -> list[Call]:
+def _sample(calls: Iterable[Call], seed: int) -> list[_Sampled]:
     """At most 4,000 calls in their order, each as likely as any other (Vitter 1985, algorithm R)."""
     rng = random.Random(seed)
-    kept: list[tuple[int, Call]] = []
+    kept: dict[int, tuple[int, _Sampled]] = {}
     for n, call in enumerate(calls):
-        if len(kept) < _SAMPLE:
-            kept.append((n, call))
-        elif (place := rng.randrange(n + 1)) < _SAMPLE:
-            kept[place] = (n, call)
-    return [call for _, call in sorted(kept, key=lambda pair: pair[0])]
+        place = n if n < _SAMPLE else rng.randrange(n + 1)
+        if place < _SAMPLE:
+            kept[place] = (n, _Sampled(prompt_of_call(call), _callers_word(call), traits_of(call)))
+    return [sampled for _, sampled in sorted(kept.values(), key=lambda pair: pair[0])]
 
 
 def _schema(response_format: Json | None) -> Any:
@@ -235,19 +259,13 @@ def _callers_word(call: Call) -> str | None:
     return call.task if call.task and not call.task.startswith(AUTO) else None
 
 
-def _task_of(call: Call, assigner: Assigner) -> str | None:
-    return _callers_word(call) or assigner.task(prompt_of_call(call))
-
-
-def _identified(
-    groups: Sequence[Group], sample: Sequence[Call], prompts: Sequence[Prompt], known: Sequence[Task]
-) -> list[Task]:
+def _identified(groups: Sequence[Group], sample: Sequence[_Sampled], known: Sequence[Task]) -> list[Task]:
     """A task for each group: the known one that most of its calls belonged to, else a new one.
 
     A known task whose calls all went to others is gone; one that no call looks like is kept.
     """
     before = Assigner({task.id: task.cells for task in known})
-    was = [before.task(prompt) for prompt in prompts]
+    was = [before.task(call.prompt) for call in sample]
     by_id = {task.id: task for task in known}
     same = _matched(groups, was, {task.id for task in known if not task.settled})
     taken = {word for task in known for word in (task.id, task.name)}
@@ -282,42 +300,25 @@ def _matched(groups: Sequence[Group], was: Sequence[str | None], free: set[str])
     return {int(row): ids[column] for row, column in pairs if scores[row][column] >= _SAME_TASK}
 
 
-def _new_task(group: Group, sample: Sequence[Call], taken: set[str]) -> Task:
-    """A task with an id of its cell's and a name of its own; both are added to `taken`."""
+def _new_task(group: Group, sample: Sequence[_Sampled], taken: set[str]) -> Task:
+    """A task with an id of its cell's and a name of its own, or its callers' word; both are added to `taken`."""
     members = [sample[n] for n in group.members]
-    words = Counter(word for call in members if (word := _callers_word(call)))
+    words = Counter(call.word for call in members if call.word is not None)
     for word, uses in words.most_common(1):
         if word not in taken and uses >= _SAME_TASK * len(members):
             taken.add(word)
             return Task(word, word, group.cells, time.time())
-    names = suggest_names(members, sample, group.cells[0].template)
-    return Task(_free([f"t-{group.cells[0].id}"], taken), _free(names, taken), group.cells, time.time())
+    cell = group.cells[0]
+    names = suggest_names([call.traits for call in members], [call.traits for call in sample], cell.template)
+    return Task(_free([f"t-{cell.id}"], taken), _free(names, taken), group.cells, time.time())
 
 
 def _free(words: Sequence[str], taken: set[str]) -> str:
     """The first of `words` that is not taken, else the first with a number; added to `taken`."""
-    numbered = (f"{words[0]}-{number}" for number in count(2))
-    free = next(word for word in chain(words, numbered) if word not in taken)
+    numbered = (f"{words[0]}-{number}" for number in itertools.count(2))
+    free = next(word for word in itertools.chain(words, numbered) if word not in taken)
     taken.add(free)
     return free
-
-
-def _counted(tasks: Sequence[Task], calls: Iterable[Call]) -> Found:
-    """Each call's task and the figures, in one reading; a caller's word that is no task's becomes one without cells."""
-    assigner = Assigner({task.id: task.cells for task in tasks})
-    by_word = {word: task.id for task in tasks for word in (task.name, task.id)}
-    kept = {task.id: task for task in tasks}
-    tallies: dict[str | None, _Tally] = defaultdict(_Tally)
-    task_of = []
-    for call in calls:
-        word = _callers_word(call)
-        if word is not None and word not in by_word:
-            by_word[word] = word
-            kept[word] = Task(word, word, (), time.time())
-        task = by_word[word] if word is not None else assigner.task(prompt_of_call(call))
-        tallies[task].add(call)
-        task_of.append(task)
-    return Found(tuple(kept.values()), _figures(tallies, kept), tuple(task_of))
 
 
 class _Tally:
