@@ -10,6 +10,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from smallfirst.evidence import Kind
@@ -24,6 +25,7 @@ FEATURES: Mapping[str, Kind] = {
     "other_no_call": "value",
 }
 
+_COMBINING = frozenset(("$ref", "allOf", "anyOf", "oneOf"))
 _SPACES = re.compile(r"\s+")
 
 
@@ -50,45 +52,65 @@ def agreement(request: Request, choice: Choice, others: Sequence[Choice]) -> dic
     """
     if not others:
         return {}
-    found = [_agreement(request, choice, other) for other in others]
+    ours = _calls(request, choice)
+    found = [_agreement(request, (choice, ours), (other, _calls(request, other))) for other in others]
     return {name: sum(each[name] for each in found) / len(found) for name in found[0]}
 
 
 def calls_of(request: Request, choice: Choice) -> tuple[str, ...]:
     """The calls of an answer in canonical form, in a fixed order."""
+    return tuple(call.text for call in _calls(request, choice))
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """A call in canonical form: its text, the tool's name, and its arguments if they are JSON."""
+
+    text: str
+    name: str
+    arguments: Any
+
+
+def _calls(request: Request, choice: Choice) -> list[_Call]:
+    if not choice.tool_calls:
+        return []
     schemas = {tool.name: tool.parameters for tool in request.tools}
-    return tuple(sorted(canonical_call(c.name, c.arguments, schemas.get(c.name, {})) for c in choice.tool_calls))
+    found = [_canonical_form(call.name, call.arguments, schemas.get(call.name, {})) for call in choice.tool_calls]
+    return sorted(found, key=lambda call: call.text)
 
 
-def _agreement(request: Request, choice: Choice, other: Choice) -> dict[str, float]:
-    same = same_answer(request, choice, other)
-    found = {"agree": float(same is not False)}
+def _agreement(
+    request: Request, one: tuple[Choice, Sequence[_Call]], other: tuple[Choice, Sequence[_Call]]
+) -> dict[str, float]:
+    (choice, ours), (second, theirs) = one, other
+    if ours or theirs:
+        same = len(ours) == len(theirs) and all(a.text == b.text for a, b in zip(ours, theirs, strict=True))
+    else:
+        same = same_answer(request, choice, second) is not False
+    found = {"agree": float(same)}
     if request.callable_tools:
-        ours, theirs = calls_of(request, choice), calls_of(request, other)
-        names = [Counter(call.name for call in each.tool_calls) for each in (choice, other)]
         found |= {
-            "agree_names": float(names[0] == names[1]),
+            "agree_names": float(same or sorted(call.name for call in ours) == sorted(call.name for call in theirs)),
             "agree_count": float(len(ours) == len(theirs)),
-            "agree_arguments": _equal_arguments(ours, theirs),
+            "agree_arguments": 1.0 if same else _equal_arguments(ours, theirs),
             "other_no_call": float(not theirs),
         }
     return found
 
 
-def _equal_arguments(ours: Sequence[str], theirs: Sequence[str]) -> float:
+def _equal_arguments(ours: Sequence[_Call], theirs: Sequence[_Call]) -> float:
     """The share of (tool, argument, value) that both have, of all that either has (Jaccard over multisets)."""
     one, other = _values(ours), _values(theirs)
     either = sum((one | other).values())
     return sum((one & other).values()) / either if either else 1.0
 
 
-def _values(calls: Sequence[str]) -> Counter[str]:
-    found: Counter[str] = Counter()
+def _values(calls: Sequence[_Call]) -> Counter[tuple[str, str, str]]:
+    found: Counter[tuple[str, str, str]] = Counter()
     for call in calls:
-        name, arguments, *_ = json.loads(call)
-        found[name] += 1
-        if isinstance(arguments, dict):
-            found.update(canonical_json([name, key, value]) for key, value in arguments.items())
+        found[call.name, "", ""] += 1
+        if isinstance(call.arguments, dict):
+            found.update((call.name, key, canonical_json(value)) for key, value in call.arguments.items())
     return found
 
 
@@ -108,11 +130,16 @@ def canonical_call(name: str, arguments: str, schema: Json) -> str:
     equal exactly, but a member of an enum (or a const) may differ from it in case and white space. Arguments that are
     not JSON are equal to the same text only.
     """
+    return _canonical_form(name, arguments, schema).text
+
+
+def _canonical_form(name: str, arguments: str, schema: Json) -> _Call:
     try:
         value = parse_json(arguments)
     except JsonTextError:
-        return json.dumps([name, None, arguments])
-    return canonical_json([name, _canonical(value, _applying(schema, schema), schema)])
+        return _Call(json.dumps([name, None, arguments]), name, None)
+    form = _canonical(value, _applying(schema, schema), schema)
+    return _Call(canonical_json([name, form]), name, form)
 
 
 def _canonical(value: Any, schemas: list[Json], root: Json) -> Any:
@@ -123,7 +150,7 @@ def _canonical(value: Any, schemas: list[Json], root: Json) -> Any:
             inner = [s for one in schemas if (sub := _sub(one, "properties").get(key)) for s in _applying(sub, root)]
             form = _canonical(member, inner, root)
             defaults = [_canonical(one["default"], inner, root) for one in inner if "default" in one]
-            if not any(canonical_json(form) == canonical_json(default) for default in defaults):
+            if not (defaults and canonical_json(form) in map(canonical_json, defaults)):
                 members[key] = form
         return members
     if isinstance(value, list):
@@ -137,6 +164,8 @@ def _canonical(value: Any, schemas: list[Json], root: Json) -> Any:
 def _spelled(text: str, schemas: list[Json]) -> str:
     """`text` as the schemas' enum or const spells it, if it is one of those up to case and white space."""
     for schema in schemas:
+        if "enum" not in schema and "const" not in schema:
+            continue
         allowed = [v for v in (*schema.get("enum", ()), schema.get("const")) if isinstance(v, str)]
         variants = [v for v in allowed if _folded(v) == _folded(text)]
         if text not in allowed and len(variants) == 1:
@@ -155,6 +184,8 @@ def _sub(schema: Json, keyword: str) -> Json:
 
 def _applying(schema: Any, root: Json) -> list[Json]:
     """`schema` and those that certainly apply with it: reference, allOf, and the one branch beside {"type": "null"}."""
+    if isinstance(schema, Mapping) and _COMBINING.isdisjoint(schema):
+        return [schema]
     found: list[Json] = []
     stack = [schema]
     while stack:

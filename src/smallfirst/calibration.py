@@ -1,10 +1,11 @@
 """From features of an answer to P(correct): kernel logistic regression, then isotonic regression, cross-fitted.
 
 The score is logistic regression on a Gaussian kernel over standardised features (Zhu and Hastie 2005), on at most
-`LANDMARKS` of the labelled calls (Nystroem; Williams and Seeger 2001): with a few hundred labels it ranks better than
-logistic regression on the features or boosted trees do (`docs/log.md`), and one artifact of numbers is all that the
-gateway loads. Probabilities come from centred isotonic regression (Oron and Flournoy 2017) of the labels on the
-*cross-fitted* scores: each call's by a model that did not see it. numpy only; pure.
+`LANDMARKS` of the labelled calls and their `RANK` leading components (Nystroem; Williams and Seeger 2001): with a few
+hundred labels it ranks better than logistic regression on the features or boosted trees do (`docs/log.md`), and one
+artifact of numbers is all that the gateway loads. Probabilities come from centred isotonic regression (Oron and
+Flournoy 2017) of the labels on the *cross-fitted* scores: each call's by a model that its label did not teach. A task
+with few labels corrects the score of a `prior`, a model of other tasks. numpy only; pure.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -24,32 +25,38 @@ from smallfirst.errors import CalibrationError
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
-VERSION = 1
+VERSION = 2
 MIN_LABELS = 40
 MIN_EACH = 5
 MIN_CLASS = 10
-LANDMARKS = 200
+MIN_CORRECTED = 15
+LANDMARKS = 320
+RANK = 120
 FOLDS = 10
 
-_WIDTH = 0.7
-_PENALTY = 1.0
+_WIDTH = 1.4
+_PENALTY = 0.4
+_APART = 1.5
 _CLIP = 4.0
+_DIGITS = 5
 _STEPS = 30
 _COUNTS = frozenset(name for name, kind in FEATURES.items() if kind == "count")
 
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A fitted calibrator; `to_json` and `from_json` keep it. Its figures are those of the cross-fitted labels.
+    """A fitted calibrator; `to_json` and `from_json` keep it.
 
     `names` are the features it uses; `always` are those that no labelled call lacked. Columns of the design are the
-    features (counts as log(1 + x), standardised, absent ones at the mean), then one column for each feature that some
-    labelled calls lacked, which tells that it is absent. `landmarks` (m, columns), `weights` (m,), `knots` and `values`
-    (k,) of the isotonic step. `classes` are the values of no_call with enough labels to be judged.
+    features (counts as log(1 + x), standardised, absent ones at the mean), for each of `gaps` whether that feature is
+    absent, and whether the answer is another model's. `landmarks` (m, columns), `weights` (m,), `knots` and `values`
+    (k,) of the isotonic step. `classes` are the values of no_call with enough labels to be judged. With a `prior` the
+    score is the prior's, corrected by this model's own. `labels` is how many calls taught it, the prior's apart.
     """
 
     names: tuple[str, ...]
     always: frozenset[str]
+    gaps: tuple[str, ...]
     classes: frozenset[float]
     centre: Floats
     scale: Floats
@@ -59,79 +66,115 @@ class Model:
     knots: Floats
     values: Floats
     labels: int
+    prior: Model | None = None
 
     def confidence(self, features: Mapping[str, float]) -> float:
         """P(correct) in [0, 1]; 0 for an answer unlike those that labels were given for (see `unlike`)."""
-        return 0.0 if self.unlike(features) else float(self.confidences([features])[0])
+        return float(self.confidences([features])[0])
 
     def confidences(self, rows: Sequence[Mapping[str, float]]) -> Floats:
         """`confidence` of many, shape (n,)."""
-        found = np.interp(self._scores(rows), self.knots, self.values)
+        found: Floats = np.interp(self.scores(rows), self.knots, self.values)
         found[[bool(self.unlike(row)) for row in rows]] = 0.0
         return found
 
     def unlike(self, features: Mapping[str, float]) -> tuple[str, ...]:
-        """Why nothing can be said of an answer: features it lacks that every labelled call had, or its class."""
-        lacking = tuple(sorted(self.always - features.keys()))
+        """Why nothing can be said of an answer: features it lacks that every labelled call had, or its class.
+
+        A feature that is not a finite number counts as lacking.
+        """
+        lacking = tuple(sorted(name for name in self.always if not math.isfinite(features.get(name, math.nan))))
         return lacking if features.get("no_call", -1.0) in self.classes else (*lacking, "no_call")
 
+    def scores(self, rows: Sequence[Mapping[str, float]]) -> Floats:
+        """Log-odds that the answers are correct before the isotonic step, shape (n,)."""
+        points = _standardised(_design(rows, self.names, self.gaps), self.centre, self.scale)
+        points = np.hstack([points, np.zeros((len(points), 1))])
+        own: Floats = _kernel(points, self.landmarks) @ self.weights + self.bias
+        return own if self.prior is None else own + self.prior.scores(rows)
+
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON, arrays as lists rounded to 7 significant digits."""
+        """Plain JSON, arrays as lists; the same model, to the last bit, comes of it."""
         return {
             "version": VERSION,
             "names": list(self.names),
             "always": sorted(self.always),
+            "gaps": list(self.gaps),
             "classes": sorted(self.classes),
             "labels": self.labels,
             "bias": self.bias,
-            **{name: _rounded(getattr(self, name)) for name in _ARRAYS},
+            "prior": None if self.prior is None else self.prior.to_json(),
+            **{name: getattr(self, name).tolist() for name in _ARRAYS},
         }
 
     @classmethod
     def from_json(cls, kept: Mapping[str, Any]) -> Model:
-        """Raises CalibrationError for another version, features that this code does not know, or damaged arrays."""
+        """Raises CalibrationError for another version, features that this code does not know, or damaged parts."""
         if kept.get("version") != VERSION:
             raise CalibrationError(
                 f"The calibrator has version {kept.get('version')!r}; this smallfirst reads version {VERSION}.",
                 hint="Run `smallfirst calibrate` again.",
             )
-        if unknown := sorted(set(kept["names"]) - FEATURES.keys()):
-            raise CalibrationError(
-                f"The calibrator uses features that this smallfirst does not compute: {', '.join(unknown)}.",
-                hint="Run `smallfirst calibrate` again, or use the smallfirst that made it.",
-            )
         try:
-            arrays = {name: np.asarray(kept[name], dtype=np.float64) for name in _ARRAYS}
+            if unknown := sorted({*kept["names"], *kept["gaps"], *kept["always"]} - FEATURES.keys()):
+                raise CalibrationError(
+                    f"The calibrator uses features that this smallfirst does not compute: {', '.join(unknown)}.",
+                    hint="Run `smallfirst calibrate` again, or use the smallfirst that made it.",
+                )
             model = cls(
                 names=tuple(kept["names"]),
                 always=frozenset(kept["always"]),
+                gaps=tuple(kept["gaps"]),
                 classes=frozenset(kept["classes"]),
                 bias=float(kept["bias"]),
                 labels=int(kept["labels"]),
-                **arrays,
+                prior=None if kept["prior"] is None else cls.from_json(kept["prior"]),
+                **{name: np.asarray(kept[name], dtype=np.float64) for name in _ARRAYS},
             )
-            model.confidences([dict.fromkeys(model.names, 0.0)])
-        except (KeyError, TypeError, ValueError) as error:
+            model._check()
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise CalibrationError(
-                f"The calibrator is damaged: {error}.", hint="Run `smallfirst calibrate` again."
+                f"The calibrator is damaged: {type(error).__name__}: {error}.", hint="Run `smallfirst calibrate` again."
             ) from None
         return model
 
-    def _scores(self, rows: Sequence[Mapping[str, float]]) -> Floats:
-        design = _standardised(_design(rows, self.names, self.always), self.centre, self.scale)
-        scores: Floats = _kernel(design, self.landmarks) @ self.weights + self.bias
-        return scores
+    def _check(self) -> None:
+        columns, known = len(self.names) + len(self.gaps), len(self.weights)
+        shapes = {"centre": (columns,), "scale": (columns,), "landmarks": (known, columns + 1), "weights": (known,)}
+        shapes |= {"knots": self.values.shape, "values": (self.values.size,)}
+        for name, shape in shapes.items():
+            array = getattr(self, name)
+            if array.shape != shape or not array.size or not np.isfinite(array).all():
+                raise ValueError(f"{name} has shape {array.shape!r}: allowed are finite numbers of shape {shape!r}")
+        rising = (np.diff(self.knots) >= 0).all() and (np.diff(self.values) >= 0).all()
+        if not (rising and self.values[0] >= 0 and self.values[-1] <= 1 and (self.scale > 0).all()):
+            raise ValueError("knots and values must rise, values stay in [0, 1] and scale above 0")
+        if not math.isfinite(self.bias):
+            raise ValueError(f"bias {self.bias!r}: allowed is a finite number")
 
 
 _ARRAYS = ("centre", "scale", "landmarks", "weights", "knots", "values")
 
 
 @dataclass(frozen=True, slots=True)
+class Labelled:
+    """Labelled answers: features, whether each is correct, and the group (episode or request) that each belongs to."""
+
+    rows: Sequence[Mapping[str, float]]
+    correct: ArrayLike
+    groups: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True)
 class Fit:
-    """A model fitted on all labels, and for each labelled call the confidence by models that did not see it, (n,)."""
+    """A model, and for each labelled call the confidence by models that its group did not teach, (n,).
+
+    `used` says what the model is: the labels' "own", a prior "corrected" by them, or the "prior" as it is.
+    """
 
     model: Model
     crossfitted: Floats
+    used: Literal["own", "corrected", "prior"]
 
 
 def fit(
@@ -140,40 +183,59 @@ def fit(
     *,
     groups: Sequence[str] | None = None,
     names: Sequence[str] | None = None,
+    more: Labelled | None = None,
+    prior: Model | None = None,
     seed: int = 0,
 ) -> Fit:
     """Fit P(correct | features) on labelled calls: `rows` of features and `correct` of shape (n,).
 
     `groups` (episodes) are kept together in cross-fitting; `names` restricts the features, by default all that occur.
-    Raises CalibrationError for fewer than MIN_LABELS labels or MIN_EACH of either kind: nothing is guessed then.
+    Standardisation and landmarks look at all features, labels teach only other groups' scores.
+
+    `more` are labelled answers of other models, such as the second small model's to the same requests: what makes an
+    answer wrong is much the same for all of them. They teach the score, with a column that tells them apart; the
+    isotonic step and the cross-fitted confidences are of `rows` alone. A group in both is kept out of its own score.
+
+    `prior`, a model that these labels did not teach, is what the score starts from: the labels learn a correction that
+    the penalty draws to 0. Its isotonic step stays until there are labels for another. With fewer than MIN_CORRECTED
+    labels, or of one kind only, the prior is returned as it is.
+
+    Raises CalibrationError without a prior for fewer than MIN_LABELS labels or MIN_EACH of either kind, ValueError for
+    unequal lengths, or for `more` without `groups`.
     """
     right = np.asarray(correct, dtype=bool)
-    _check_labels(len(rows), right)
-    present = {name for row in rows for name in row} & set(FEATURES if names is None else names)
-    used = tuple(name for name in FEATURES if name in present)
-    always = frozenset(name for name in used if all(name in row for row in rows))
-    design = _design(rows, used, always)
-    score = np.empty(len(rows))
-    for fold in _folds(groups or [str(n) for n in range(len(rows))], seed):
-        score[fold] = _Machine.fit(design[~fold], right[~fold], seed).scores(design[fold])
-    machine = _Machine.fit(design, right, seed)
-    knots, values = isotonic(score, right)
+    if right.shape != (len(rows),):
+        raise ValueError(
+            f"{len(rows)} rows of features and labels of shape {right.shape!r}: allowed is one label a row"
+        )
+    few = min(right.sum(), (~right).sum())
+    if prior is not None and (len(rows) < MIN_CORRECTED or not few):
+        return Fit(prior, prior.confidences(rows), "prior")
+    enough = len(rows) >= MIN_LABELS and few >= MIN_EACH
+    if prior is None and not enough:
+        raise _too_few(right)
+    task = _Task.of(rows, right, groups, more, set(FEATURES if names is None else names), prior)
+    machine = _Machine.of(task, seed)
+    score = machine.crossfitted(task, seed)
+    knots, values = isotonic(score, right) if enough or prior is None else (prior.knots, prior.values)
     model = Model(
-        names=used,
-        always=always,
-        classes=_classes(rows),
+        names=task.names,
+        always=frozenset(name for name in task.names if all(math.isfinite(row.get(name, math.nan)) for row in rows)),
+        gaps=task.gaps,
+        classes=_classes(rows) | (prior.classes if prior else frozenset()),
         centre=machine.centre,
         scale=machine.scale,
         landmarks=machine.landmarks,
-        weights=machine.weights,
-        bias=machine.bias,
+        weights=machine.to_weights @ machine.inner[:-1],
+        bias=float(machine.inner[-1]),
         knots=knots,
         values=values,
         labels=len(rows),
+        prior=prior,
     )
-    crossfitted = np.interp(score, knots, values)
+    crossfitted: Floats = np.interp(score, knots, values)
     crossfitted[[bool(model.unlike(row)) for row in rows]] = 0.0
-    return Fit(model, crossfitted)
+    return Fit(model, crossfitted, "own" if prior is None else "corrected")
 
 
 def isotonic(score: ArrayLike, correct: ArrayLike) -> tuple[Floats, Floats]:
@@ -238,87 +300,158 @@ def auroc(confidence: ArrayLike, correct: ArrayLike) -> float | None:
 
 
 @dataclass(frozen=True, slots=True)
+class _Task:
+    """What a machine is fitted on: a design (n, columns), the task's own `own` calls first, then other models'."""
+
+    names: tuple[str, ...]
+    gaps: tuple[str, ...]
+    design: Floats
+    right: Floats
+    groups: NDArray[np.str_]
+    own: int
+    offset: Floats
+    penalty: Floats
+
+    @classmethod
+    def of(
+        cls,
+        rows: Sequence[Mapping[str, float]],
+        right: Bools,
+        groups: Sequence[str] | None,
+        more: Labelled | None,
+        allowed: set[str],
+        prior: Model | None,
+    ) -> _Task:
+        if more is not None and groups is None:
+            raise ValueError("more without groups: allowed with the groups of both, so that none teaches its own score")
+        everyone = [*rows, *(more.rows if more else ())]
+        labels = np.concatenate([right, np.asarray(more.correct if more else (), dtype=bool)])
+        kinds = [*(groups or map(str, range(len(rows)))), *(more.groups if more else ())]
+        if not len(everyone) == len(labels) == len(kinds):
+            raise ValueError(
+                f"{len(everyone)} rows, {len(labels)} labels, {len(kinds)} groups: allowed is one each a row"
+            )
+        present = {name for row in rows for name in row} & allowed
+        names = tuple(name for name in FEATURES if name in present)
+        gaps = _gaps(everyone, names)
+        return cls(
+            names=names,
+            gaps=gaps,
+            design=_design(everyone, names, gaps),
+            right=labels.astype(np.float64),
+            groups=np.asarray(kinds, dtype=np.str_),
+            own=len(rows),
+            offset=np.zeros(len(everyone)) if prior is None else prior.scores(everyone),
+            penalty=np.array([_PENALTY, 1e-6 if prior is None else _PENALTY]),
+        )
+
+    def solve(self, basis: Floats, taught: Bools, start: Floats | None = None) -> Floats:
+        return _newton(basis[taught], self.right[taught], self.offset[taught], self.penalty, start)
+
+
+@dataclass(frozen=True, slots=True)
 class _Machine:
-    """Kernel logistic regression on a design (n, columns)."""
+    """Kernel logistic regression: `inner` are its coefficients on `basis`, the leading components and an intercept."""
 
     centre: Floats
     scale: Floats
     landmarks: Floats
-    weights: Floats
-    bias: float
+    to_weights: Floats
+    basis: Floats
+    inner: Floats
 
     @classmethod
-    def fit(cls, design: Floats, right: Bools, seed: int) -> _Machine:
-        """Minimise the logistic loss plus half the squared norm by Newton's method."""
-        with np.errstate(invalid="ignore"):
-            centre = np.nan_to_num(np.nanmean(np.where(np.isnan(design).all(axis=0), 0.0, design), axis=0))
-            scale = np.nan_to_num(np.nanstd(np.where(np.isnan(design).all(axis=0), 0.0, design), axis=0))
+    def of(cls, task: _Task, seed: int) -> _Machine:
+        known = np.where(np.isfinite(task.design), 1.0, 0.0)
+        filled = np.where(known > 0, task.design, 0.0)
+        count = np.maximum(known.sum(axis=0), 1.0)
+        centre = filled.sum(axis=0) / count
+        scale = np.sqrt((known * (filled - centre) ** 2).sum(axis=0) / count)
         scale[scale < 1e-9] = 1.0
-        points = _standardised(design, centre, scale)
+        other = np.where(np.arange(len(filled)) < task.own, 0.0, _APART)
+        points = np.hstack([_standardised(task.design, centre, scale), other[:, None]])
         some = np.random.default_rng(seed).permutation(len(points))[:LANDMARKS]
-        landmarks = points[np.sort(some)]
-        gram = _kernel(landmarks, landmarks)
-        gram[np.diag_indices_from(gram)] += 1e-6
-        root = np.linalg.cholesky(gram)
-        basis = np.linalg.solve(root, _kernel(points, landmarks).T).T
-        basis = np.hstack([basis, np.ones((len(basis), 1))])
-        inner = _newton(basis, right.astype(np.float64))
-        weights = np.linalg.solve(root.T, inner[:-1])
-        return cls(centre, scale, landmarks, weights, float(inner[-1]))
+        landmarks = np.round(points[np.sort(some)], _DIGITS)
+        size, vectors = np.linalg.eigh(_kernel(landmarks, landmarks))
+        kept = np.flatnonzero(size > 1e-5 * size[-1])[-RANK:]
+        to_weights: Floats = vectors[:, kept] / np.sqrt(size[kept])
+        basis = np.hstack([_kernel(points, landmarks) @ to_weights, np.ones((len(points), 1))])
+        return cls(centre, scale, landmarks, to_weights, basis, task.solve(basis, np.ones(len(points), dtype=bool)))
 
-    def scores(self, design: Floats) -> Floats:
-        points = _standardised(design, self.centre, self.scale)
-        found: Floats = _kernel(points, self.landmarks) @ self.weights + self.bias
-        return found
+    def crossfitted(self, task: _Task, seed: int) -> Floats:
+        """Scores of the task's own calls, each by coefficients that no label of its group has taught."""
+        score = np.empty(task.own)
+        kinds, index = np.unique(task.groups, return_inverse=True)
+        fold = (np.random.default_rng(seed).permutation(len(kinds)) % FOLDS)[index]
+        for each in np.unique(fold[: task.own]):
+            inside = fold == each
+            inner = task.solve(self.basis, ~inside, self.inner)
+            own = inside[: task.own]
+            score[own] = (self.basis @ inner + task.offset)[: task.own][own]
+        return score
 
 
-def _newton(basis: Floats, right: Floats) -> Floats:
-    """Ridge logistic regression on `basis` (n, k); its last column is the intercept, which is not penalised."""
-    penalty = np.full(basis.shape[1], _PENALTY)
-    penalty[-1] = 1e-6
-    inner = np.zeros(basis.shape[1])
-    share = (right.sum() + 1) / (len(right) + 2)
-    inner[-1] = math.log(share / (1 - share))
+def _newton(basis: Floats, right: Floats, offset: Floats, penalty: Floats, start: Floats | None = None) -> Floats:
+    """Ridge logistic regression on `basis` (n, k) beside `offset` (n,), by Newton's method with halved steps.
+
+    `penalty` is (of the coefficients, of the last one, the intercept). The objective is strictly convex: `start`
+    decides only how soon the minimum is found.
+    """
+    ridge = np.append(np.full(basis.shape[1] - 1, penalty[0]), penalty[1])
+
+    def loss(inner: Floats) -> float:
+        margin = basis @ inner + offset
+        return float((np.logaddexp(0, margin) - right * margin).sum() + (ridge * inner**2).sum() / 2)
+
+    inner = np.zeros(basis.shape[1]) if start is None else start
+    now = loss(inner)
     for _ in range(_STEPS):
-        chance = 1 / (1 + np.exp(-np.clip(basis @ inner, -30, 30)))
-        slope = basis.T @ (right - chance) - penalty * inner
+        chance = 1 / (1 + np.exp(-np.clip(basis @ inner + offset, -30, 30)))
+        slope = basis.T @ (right - chance) - ridge * inner
         curve = (basis * (chance * (1 - chance))[:, None]).T @ basis
-        curve[np.diag_indices_from(curve)] += penalty
+        curve[np.diag_indices_from(curve)] += ridge
         step = np.linalg.solve(curve, slope)
-        inner = inner + step
-        if np.abs(step).max() < 1e-4:
+        while (then := loss(inner + step)) > now and np.abs(step).max() > 1e-6:
+            step = step / 2
+        inner, gained, now = inner + step, now - then, then
+        if gained < 1e-4:
             break
     return inner
 
 
 def _kernel(points: Floats, landmarks: Floats) -> Floats:
-    """exp(-width |x - z|^2 / columns), shape (n, m)."""
+    """exp(-width |x - z|^2 / columns), shape (n, m); the last column tells models apart and does not count as one."""
     apart = (points**2).sum(axis=1)[:, None] + (landmarks**2).sum(axis=1)[None] - 2 * points @ landmarks.T
-    found: Floats = np.exp(-_WIDTH / points.shape[1] * np.maximum(apart, 0.0))
+    found: Floats = np.exp(-_WIDTH / max(points.shape[1] - 1, 1) * np.maximum(apart, 0.0))
     return found
 
 
-def _design(rows: Sequence[Mapping[str, float]], names: Sequence[str], always: frozenset[str]) -> Floats:
-    """(n, columns): features, NaN where absent, then for each that may be absent whether it is."""
+def _table(rows: Sequence[Mapping[str, float]], names: Sequence[str]) -> Floats:
+    """The features (n, names), NaN where absent or not finite."""
     table = np.array([[row.get(name, math.nan) for name in names] for row in rows], dtype=np.float64)
     table = table.reshape(len(rows), len(names))
-    for column, name in enumerate(names):
-        if name in _COUNTS:
-            table[:, column] = np.log1p(np.maximum(table[:, column], 0.0))
-    may_lack = [column for column, name in enumerate(names) if name not in always]
-    return np.hstack([table, np.isnan(table[:, may_lack]).astype(np.float64)])
+    table[~np.isfinite(table)] = math.nan
+    return table
+
+
+def _gaps(rows: Sequence[Mapping[str, float]], names: Sequence[str]) -> tuple[str, ...]:
+    """The features that some rows lack, one for each set of rows: features that come together are absent together."""
+    absent = np.isnan(_table(rows, names))
+    found = {absent[:, column].tobytes(): names[column] for column in range(len(names)) if absent[:, column].any()}
+    return tuple(found.values())
+
+
+def _design(rows: Sequence[Mapping[str, float]], names: Sequence[str], gaps: Sequence[str]) -> Floats:
+    """(n, columns): features, NaN where absent, then for each gap whether that feature is absent."""
+    table = _table(rows, names)
+    absent = np.isnan(table[:, [names.index(name) for name in gaps]]).astype(np.float64)
+    counts = [column for column, name in enumerate(names) if name in _COUNTS]
+    table[:, counts] = np.log1p(np.maximum(table[:, counts], 0.0))
+    return np.hstack([table, absent])
 
 
 def _standardised(design: Floats, centre: Floats, scale: Floats) -> Floats:
     return np.nan_to_num(np.clip((design - centre) / scale, -_CLIP, _CLIP), nan=0.0)
-
-
-def _folds(groups: Sequence[str], seed: int) -> list[Bools]:
-    """Which calls belong to each fold; a group is never divided."""
-    kinds, index = np.unique(np.asarray(groups), return_inverse=True)
-    fold = np.random.default_rng(seed).permutation(len(kinds)) % FOLDS
-    members = [fold[index] == k for k in range(FOLDS)]
-    return [each for each in members if each.any()]
 
 
 def _classes(rows: Sequence[Mapping[str, float]]) -> frozenset[float]:
@@ -326,17 +459,10 @@ def _classes(rows: Sequence[Mapping[str, float]]) -> frozenset[float]:
     return frozenset(kind for kind in set(kinds) if kinds.count(kind) >= MIN_CLASS)
 
 
-def _check_labels(n: int, right: Bools) -> None:
-    if right.shape != (n,):
-        raise ValueError(f"{n} rows of features and labels of shape {right.shape!r}: allowed is one label a row")
-    wrong = int(n - right.sum())
-    if n < MIN_LABELS or min(wrong, n - wrong) < MIN_EACH:
-        raise CalibrationError(
-            f"{n} labelled calls ({n - wrong} right, {wrong} wrong) are too few to calibrate on; "
-            f"at least {MIN_LABELS} with {MIN_EACH} of either kind are needed.",
-            hint="Give feedback on more calls, or let more of them run in shadow beside the large model.",
-        )
-
-
-def _rounded(array: Floats) -> Any:
-    return np.vectorize(lambda x: float(f"{x:.7g}"))(array).tolist() if array.size else array.tolist()
+def _too_few(right: Bools) -> CalibrationError:
+    n, wrong = len(right), int((~right).sum())
+    return CalibrationError(
+        f"{n} labelled calls ({n - wrong} right, {wrong} wrong) are too few to calibrate on; "
+        f"at least {MIN_LABELS} with {MIN_EACH} of either kind are needed.",
+        hint="Give feedback on more calls, or let more of them run in shadow beside the large model.",
+    )

@@ -18,7 +18,7 @@ from typing import Any, Literal
 from smallfirst import agreement, evidence
 from smallfirst.evidence import Kind, message_texts
 from smallfirst.schemas import JsonTextError, canonical_json, parse_json
-from smallfirst.types import Choice, Completion, Json, Request, TokenLogprob, ToolCall, Verdict
+from smallfirst.types import Choice, Completion, Request, TokenLogprob, ToolCall, Verdict
 
 Path = tuple[str | int, ...]
 
@@ -140,12 +140,11 @@ def request_features(request: Request) -> dict[str, float]:
     """Features of the request alone: tools (callable ones), schema_chars (canonical JSON of their and the answer's
     schemas), prompt_chars (texts of the messages), and `evidence.request_evidence`."""
     tools = request.callable_tools
-    schemas: list[Json] = [tool.parameters for tool in tools.values()]
-    if request.response_format.schema is not None:
-        schemas.append(request.response_format.schema)
+    schema = request.response_format.schema
+    chars = sum(map(evidence.schema_chars, tools.values())) + (0 if schema is None else len(canonical_json(schema)))
     return {
         "tools": float(len(tools)),
-        "schema_chars": float(sum(len(canonical_json(schema)) for schema in schemas)),
+        "schema_chars": float(chars),
         "prompt_chars": float(sum(len(text) for message in request.messages for text in message_texts(message))),
         **evidence.request_evidence(request),
     }

@@ -74,10 +74,11 @@ _SPELLED = dict(
 
 @dataclass(frozen=True, slots=True)
 class _Text:
-    """A text prepared for looking things up in it: folded, its stems, the numbers in it."""
+    """A text prepared for looking things up in it: folded, its stems, those that are no numbers, and the numbers."""
 
     folded: str
     stems: frozenset[str]
+    asked: frozenset[str]
     numbers: frozenset[float]
     questions: int
 
@@ -172,15 +173,14 @@ def _aboutness(calls: Sequence[tuple[Tool | None, Json]], text: _Text) -> dict[s
     said = [_said(tool) for tool, _ in calls if tool]
     values = _prepared(" ".join(str(leaf) for _, arguments in calls for leaf in _leaves(arguments)))
     covered = values.stems.union(*(each.text for each in said))
-    asked = frozenset(stem for stem in text.stems if not stem[0].isdigit())
-    uncovered = len(asked - covered)
+    uncovered = len(text.asked - covered)
     unused = len(text.numbers - values.numbers)
     return {
         "name_about": min((_share(each.name, text.stems) for each in said), default=0.0),
         "description_about": min((_share(each.description, text.stems) for each in said), default=0.0),
         "text_about": min((_share(each.text, text.stems) for each in said), default=0.0),
         "uncovered": float(uncovered),
-        "uncovered_share": uncovered / max(len(asked), 1),
+        "uncovered_share": uncovered / max(len(text.asked), 1),
         "unused_numbers": float(unused),
         "unused_numbers_share": unused / max(len(text.numbers), 1),
     }
@@ -204,11 +204,33 @@ class _Said:
     description: frozenset[str]
     text: frozenset[str]
     properties: Json
+    chars: int
     required: frozenset[str]
     arguments: dict[str, frozenset[str]]
 
 
+class _Same:
+    """A tool as a key that is equal to the same object only, so that looking it up costs nothing."""
+
+    __slots__ = ("tool",)
+
+    def __init__(self, tool: Tool) -> None:
+        self.tool = tool
+
+    def __hash__(self) -> int:
+        return id(self.tool)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and self.tool is other.tool
+
+
 def _said(tool: Tool) -> _Said:
+    return _said_of(_Same(tool))
+
+
+@lru_cache(maxsize=256)
+def _said_of(same: _Same) -> _Said:
+    tool = same.tool
     return _said_by(tool.name, tool.description, canonical_json(tool.parameters))
 
 
@@ -224,6 +246,7 @@ def _said_by(name: str, description: str, parameters: str) -> _Said:
         description=_stems(description),
         text=_stems(" ".join(texts)),
         properties=properties,
+        chars=len(parameters),
         required=frozenset(schema.get("required", ())),
         arguments={key: _stems(key) for key in properties},
     )
@@ -237,27 +260,41 @@ def _conversation(request: Request) -> _Text:
         if m.get("role") not in {"system", "developer", "assistant"}
         for t in message_texts(m)
     ]
-    return _prepared("\n".join(texts)[-MAX_CHARS:])
+    return _known_text("\n".join(texts)[-MAX_CHARS:])
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=64)
+def _known_text(text: str) -> _Text:
+    return _prepared(text)
+
+
 def _prepared(text: str) -> _Text:
-    plain = _THOUSANDS.sub("", text)
-    words = [word.lower() for word in _WORD.findall(plain)]
+    words = _words(_THOUSANDS.sub("", text))
     numbers = {float(word) for word in words if word[0].isdigit()} | {_SPELLED[w] for w in words if w in _SPELLED}
-    return _Text(text.casefold(), _stems(plain), frozenset(numbers), text.count("?") + text.count("？"))
+    stems = _stems_of(words)
+    asked = frozenset(stem for stem in stems if not stem[0].isdigit())
+    return _Text(text.casefold(), stems, asked, frozenset(numbers), text.count("?") + text.count("？"))
 
 
 def _stems(text: str) -> frozenset[str]:
     """Content words by crude stems; runs of wide characters by their pairs."""
-    found = set()
-    for word in _WORD.findall(_CAMEL.sub(" ", text)):
-        word = word.lower()
-        if _WIDE.match(word):
-            found |= {word[i : i + 2] for i in range(max(len(word) - 1, 1))}
-        elif (word not in _EMPTY and len(word) > 1) or word.isdigit():
-            found.add(_stem(word))
-    return frozenset(found)
+    return _stems_of(_words(text))
+
+
+def _words(text: str) -> list[str]:
+    return _WORD.findall(_CAMEL.sub(" ", text).lower())
+
+
+def _stems_of(words: Iterable[str]) -> frozenset[str]:
+    return frozenset().union(*map(_word_stems, words))
+
+
+@lru_cache(maxsize=16384)
+def _word_stems(word: str) -> frozenset[str]:
+    if _WIDE.match(word):
+        return frozenset(word[i : i + 2] for i in range(max(len(word) - 1, 1)))
+    counts = (word not in _EMPTY and len(word) > 1) or word.isdigit()
+    return frozenset((_stem(word),)) if counts else frozenset()
 
 
 def _stem(word: str) -> str:
@@ -318,6 +355,11 @@ def _leaves(value: Any) -> Iterator[Any]:
             yield node
         else:
             stack.extend(children)
+
+
+def schema_chars(tool: Tool) -> int:
+    """The length of the canonical JSON of a tool's parameters."""
+    return _said(tool).chars
 
 
 def message_texts(message: Json) -> Iterator[str]:
