@@ -13,16 +13,21 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field, replace
+from random import Random, SystemRandom
 
 import msgspec
 
 from smallfirst.budget import Allowance
 from smallfirst.cascade import Cascade, Outcome
+from smallfirst.chance import draw
+from smallfirst.confidence import request_features
 from smallfirst.config import Config, Policy
 from smallfirst.errors import RequestError, SmallfirstError, StoreError
-from smallfirst.router import Candidate, identify, route
+from smallfirst.router import Candidate, identify, promising, route, without_small
 from smallfirst.serve.access import Access, Admission, Caller
+from smallfirst.serve.audit import Audit, chance_of_audit
 from smallfirst.serve.cache import ResponseCache
+from smallfirst.serve.calibrations import Calibrations, Standing
 from smallfirst.serve.exchange import ClientGone, Exchange, printable
 from smallfirst.serve.shadow import Shadow, Shadows
 from smallfirst.serve.spending import within_budget
@@ -66,7 +71,9 @@ class Gateway:
     admission: Admission
     cache: ResponseCache
     shadows: Shadows
+    calibrations: Calibrations
     telemetry: Telemetry
+    random: Random = field(default_factory=SystemRandom)
 
     async def answer(self, wire: Wire, exchange: Exchange) -> None:
         """Answer one call on `wire`. Raises SmallfirstError as long as nothing was sent."""
@@ -100,10 +107,31 @@ class Gateway:
         else:
             answer = WIRES[wire].render(outcome.completion, call.request, id=call.id, created=call.created_at)
             await exchange.reply(200, msgspec.json.encode(answer), _headers(call, outcome))
+        self._afterwards(call, outcome, record)
+
+    def _afterwards(self, call: Call, outcome: Outcome, record: Record) -> None:
+        """Have other models answer what was served: small ones in shadow, or the large one as an audit."""
+        asked = (record.id, call.caller, call.cascade)
         for stage in call.route.shadow:
-            self.shadows.submit(
-                Shadow(record.id, call.caller, call.cascade, stage, call.request, capture=call.policy.capture)
+            self.shadows.submit(Shadow(*asked, stage, call.request, call.policy.capture, call.route.others))
+        standing, least = call.route.calibrator, call.policy.audit
+        if not isinstance(standing, Standing) or outcome.completion is None:
+            return
+        audited, probability = draw(chance_of_audit(standing, outcome, least), self.random)
+        if audited:
+            audit = Audit(
+                *asked,
+                call.route.stages[-1],
+                call.request,
+                call.policy.capture,
+                task=call.route.task,
+                accepted=outcome.completion,
+                standing=standing,
+                probability=probability,
+                least=least,
+                calibrations=self.calibrations,
             )
+            self.shadows.submit(audit)
 
     def _plan(self, request: Request, caller: Caller) -> Call:
         """Task, policy and route of a call; everything that can be refused before a model is asked is refused here."""
@@ -113,10 +141,33 @@ class Gateway:
             hint = "Use up to 128 letters, digits and the characters _ . : / -"
             raise RequestError(f"The task name {task!r} is not allowed.", hint=hint, param="metadata.smallfirst_task")
         policy = self.config.policy(task)
-        candidates = [self.candidates[name] for name in policy.stages]
-        chosen = route(request, task, policy, candidates, known_model=self.known_model)
         cascade = self.cascades.get(task, self.cascades[""])
+        chosen = self._route(request, task, policy)
         return Call(new_id(), time.time(), time.monotonic(), caller, request, policy, chosen, cascade)
+
+    def _route(self, request: Request, task: str, policy: Policy) -> Route:
+        """The route of a call. Of small stages only the one that the task's calibration judges is enforced."""
+        standing = self.calibrations.standing(task)
+        candidates = [self.candidates[name] for name in policy.stages]
+        if standing is not None and policy.mode == "enforce":
+            candidates = [c for c in candidates if not c.stage.small or c.stage.name == standing.acceptance.stage]
+        chosen = route(
+            request,
+            task,
+            policy,
+            candidates,
+            calibrator=standing,
+            alarm=standing is not None and standing.alarm,
+            others=[self.candidates[name].stage for name in policy.others],
+            known_model=self.known_model,
+        )
+        if standing is None or chosen.calibrator is None or standing.acceptance.expects is None:
+            return chosen
+        expected = standing.acceptance.expected_acceptance(request_features(request))
+        if promising(standing.acceptance.costs, expected):
+            return chosen
+        explored, probability = draw(policy.explore, self.random)
+        return replace(chosen, probability=probability) if explored else without_small(chosen, probability)
 
     async def _outcome(self, call: Call, headers: Mapping[str, str], stream: _Stream | None) -> Outcome:
         """The answer: from the cache where the task has one, else from the cascade, within the key's budget."""
@@ -134,7 +185,8 @@ class Gateway:
         """The caller's daily budget, where there is one."""
         if call.caller.limits.usd_per_day is None:
             return nullcontext()
-        return within_budget(self.store, call.caller, call.cascade.pricing, call.route.stages, call.request, allowance)
+        stages = (*call.route.stages, *call.route.others)
+        return within_budget(self.store, call.caller, call.cascade.pricing, stages, call.request, allowance)
 
     async def _record(self, call: Call, outcome: Outcome) -> Record:
         """Make the call durable, then count it. Raises StoreError: the call is then not acknowledged."""
@@ -237,7 +289,14 @@ def _headers(call: Call, outcome: Outcome | None) -> dict[str, str]:
         cost = "unknown" if usd is None else f"{usd:.8f}"
         more = {"model": model, "decision": outcome.decision, "reason": outcome.reason}
         more |= {"attempts": str(len(outcome.attempts)), "cost-usd": cost}
+        if outcome.decision == "accept" and (confidence := _confidence(outcome)) is not None:
+            more["confidence"] = f"{confidence:.4f}"
     return headers | {f"x-smallfirst-{name}": value for name, value in more.items()}
+
+
+def _confidence(outcome: Outcome) -> float | None:
+    """The calibrated P(correct) of the answer served."""
+    return None if outcome.served is None else outcome.attempts[outcome.served].confidence
 
 
 def _comment(headers: Mapping[str, str]) -> bytes:

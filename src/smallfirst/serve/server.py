@@ -21,6 +21,7 @@ from smallfirst.errors import ConfigError, StoreError
 from smallfirst.serve.access import LOOPBACK, Access, Admission
 from smallfirst.serve.app import App
 from smallfirst.serve.cache import ResponseCache
+from smallfirst.serve.calibrations import Calibrations
 from smallfirst.serve.gateway import Gateway
 from smallfirst.serve.shadow import Shadows
 from smallfirst.serve.telemetry import Telemetry, configure_logging
@@ -36,6 +37,8 @@ async def open_gateway(config: Config, env: Mapping[str, str]) -> AsyncIterator[
     async with assemble(config, env) as parts:
         telemetry = Telemetry(config.telemetry)
         shadows = Shadows(parts.store, telemetry)
+        calibrations = Calibrations(parts.store, config, parts.candidates, telemetry)
+        await calibrations.refresh()
         gateway = Gateway(
             config=config,
             config_hash=config.hash,
@@ -47,14 +50,16 @@ async def open_gateway(config: Config, env: Mapping[str, str]) -> AsyncIterator[
             admission=Admission(config.server.max_concurrent),
             cache=ResponseCache(parts.store, config.hash),
             shadows=shadows,
+            calibrations=calibrations,
             telemetry=telemetry,
         )
         await shadows.start()
-        pruning = asyncio.create_task(_prune(gateway))
+        background = [asyncio.create_task(work) for work in (_prune(gateway), calibrations.follow())]
         try:
             yield gateway
         finally:
-            pruning.cancel()
+            for task in background:
+                task.cancel()
             await shadows.close()
             await asyncio.to_thread(telemetry.close)  # it waits for the collector
 

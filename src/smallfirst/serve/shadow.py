@@ -1,7 +1,7 @@
 """Small models answer in shadow what the large one served, so that there is something to calibrate on.
 
-Shadows run after the client was served, a few at a time, and never hold a call up: when too many wait, or the caller's
-budget does not allow them, they are dropped and counted.
+Shadows (and audits, the other way round: see `audit`) run after the client was served, a few at a time, and never hold
+a call up: when too many wait, or the caller's budget does not allow them, they are dropped and counted.
 """
 
 from __future__ import annotations
@@ -20,14 +20,15 @@ from smallfirst.serve.access import Caller
 from smallfirst.serve.spending import within_budget
 from smallfirst.serve.telemetry import Telemetry
 from smallfirst.store import Store
-from smallfirst.types import Request, Stage
+from smallfirst.types import Attempt, Request, Stage
 
 log = structlog.get_logger("smallfirst.shadow")
 
 
 @dataclass(frozen=True, slots=True)
 class Shadow:
-    """A stage that is to answer `request` for the record of `record_id`, at the expense of `caller`."""
+    """A stage that is to answer `request` for the record of `record_id`, at the expense of `caller`, with `others`
+    beside it as evidence."""
 
     record_id: str
     caller: Caller
@@ -35,6 +36,14 @@ class Shadow:
     stage: Stage
     request: Request
     capture: bool
+    others: tuple[Stage, ...] = ()
+
+    async def attempts(self, allowance: Allowance) -> tuple[Attempt, ...]:
+        """Answer."""
+        return await self.cascade.shadow(self.stage, self.request, allowance, self.others)
+
+    async def recorded(self, store: Store, attempts: tuple[Attempt, ...]) -> None:
+        """Called when the attempts are durable."""
 
 
 class Shadows:
@@ -82,13 +91,15 @@ class Shadows:
     async def _answer(self, shadow: Shadow) -> None:
         allowance = Allowance(time.monotonic())
         async with self._budget(shadow, allowance):
-            attempts = await shadow.cascade.shadow(shadow.stage, shadow.request, allowance)
+            attempts = await shadow.attempts(allowance)
         await self._store.add_attempts(shadow.record_id, attempts, capture=shadow.capture)
         self._telemetry.attempted(attempts)
+        await shadow.recorded(self._store, attempts)
 
     def _budget(self, shadow: Shadow, allowance: Allowance) -> AbstractAsyncContextManager[None]:
         """The caller's daily budget, where there is one and the shadow costs more than this machine's time."""
-        pricing, stage = shadow.cascade.pricing, shadow.stage
-        if shadow.caller.limits.usd_per_day is None or pricing.expected(stage, shadow.request) == 0:
+        pricing, stages = shadow.cascade.pricing, (shadow.stage, *shadow.others)
+        free = all(pricing.expected(stage, shadow.request) == 0 for stage in stages)
+        if shadow.caller.limits.usd_per_day is None or free:
             return nullcontext()
-        return within_budget(self._store, shadow.caller, pricing, [stage], shadow.request, allowance)
+        return within_budget(self._store, shadow.caller, pricing, stages, shadow.request, allowance)

@@ -15,7 +15,7 @@ from typing import Any
 
 import structlog
 from prometheus_client import Metric, generate_latest
-from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.utils import floatToGoString
 
 from smallfirst import config
@@ -56,6 +56,24 @@ class _Counts:
         return family
 
 
+class _Levels:
+    """A gauge by labels."""
+
+    def __init__(self, name: str, text: str, *labels: str) -> None:
+        self._about = (f"smallfirst_{name}", text)
+        self._labels = labels
+        self._values: dict[tuple[str, ...], float] = {}
+
+    def set(self, value: float, *labels: str) -> None:
+        self._values[labels] = value
+
+    def family(self) -> Metric:
+        family = GaugeMetricFamily(*self._about, labels=self._labels)
+        for labels, value in self._values.items():
+            family.add_metric(labels, value)
+        return family
+
+
 class _Durations:
     """A histogram of seconds by one label."""
 
@@ -91,6 +109,9 @@ class Telemetry:
         )
         self._dropped.add(0)
         self._refused = _Counts("refused", "Calls refused before a model was asked", "code")
+        self._alarm = _Levels("alarm", "1 while audits show that accepted answers fail too often", "task")
+        self._threshold = _Levels("threshold", "Confidence from which a small answer is accepted", "task")
+        self._uncalibrated = _Counts("calibrations_refused", "Calibrations that this gateway cannot follow", "task")
         self._seconds = _Durations("call_seconds", "Seconds from arrival to durable record", "decision")
         self._stage_seconds = _Durations("attempt_seconds", "Seconds of an attempt", "stage")
         self._tracer = _tracer(settings.otlp_endpoint) if settings.otlp_endpoint else None
@@ -125,10 +146,19 @@ class Telemetry:
         """Count a shadow attempt that was given up."""
         self._dropped.add(1)
 
+    def monitored(self, task: str, *, alarm: bool, threshold: float) -> None:
+        """Show how a calibrated task stands."""
+        self._alarm.set(alarm, task)
+        self._threshold.set(threshold, task)
+
+    def calibration_refused(self, task: str) -> None:
+        """Count a calibration that cannot be followed."""
+        self._uncalibrated.add(1, task)
+
     def collect(self) -> Iterator[Metric]:
         """What was counted, as Prometheus asks for it."""
         for metric in vars(self).values():
-            if isinstance(metric, _Counts | _Durations):
+            if isinstance(metric, _Counts | _Levels | _Durations):
                 yield metric.family()
 
     def exposition(self) -> bytes:

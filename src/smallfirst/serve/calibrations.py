@@ -1,0 +1,146 @@
+"""The calibrations in force and what audits say of them, read from the store and followed while the gateway runs."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import structlog
+
+from smallfirst import agreement
+from smallfirst.acceptance import Acceptance
+from smallfirst.config import Config, Policy
+from smallfirst.errors import CalibrationError, StoreError
+from smallfirst.monitor import Monitor
+from smallfirst.router import Candidate
+from smallfirst.serve.telemetry import Telemetry
+from smallfirst.store import CalibrationRow, Store, Versions
+
+log = structlog.get_logger("smallfirst.calibrations")
+REFRESH_S = 1.0
+_OF_TOKENS = frozenset(
+    {"value_tokens", "margin_mean", "margin_min", "margin_p10", "logprob_sum", "logprob_mean", "decision_entropy"}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """A task's calibration (`id` in the store) with what audits have made of it: the `Calibrator` of its calls.
+
+    `threshold` is the certified one or, under drift, a stricter one; after an `alarm` nothing is accepted.
+    """
+
+    id: str
+    acceptance: Acceptance
+    threshold: float
+    alarm: bool = False
+
+    def confidence(self, features: Mapping[str, float]) -> float:
+        return self.acceptance.confidence(features)
+
+
+class Calibrations:
+    """By task, the standing of the first stage that has a calibration. A new one counts within `REFRESH_S` seconds.
+
+    A calibration that this gateway cannot follow is refused with a warning and a metric; its task stays uncalibrated.
+    """
+
+    def __init__(self, store: Store, config: Config, candidates: Mapping[str, Candidate], telemetry: Telemetry) -> None:
+        self._store, self._config, self._candidates, self._telemetry = store, config, candidates, telemetry
+        self._read: dict[str, Standing | None] = {}  # by the id of a calibration; None: refused
+        self._tasks: dict[str, Standing] = {}
+        self._seen = Versions()
+
+    def standing(self, task: str) -> Standing | None:
+        """None while the task is not calibrated, or was and nothing could be promised."""
+        return self._tasks.get(task)
+
+    def audited(self, task: str, monitor: Monitor) -> None:
+        """Take note of what a task's monitor has come to."""
+        standing = self._tasks.get(task)
+        if standing is None or standing.id != monitor.calibration:
+            return
+        if monitor.alarm and not standing.alarm:
+            log.error(
+                "alarm: accepted answers fail too often; the large model answers until the task is calibrated again",
+                task=task,
+                alpha=monitor.alpha,
+                at_least=round(monitor.sequence.lower, 4),
+            )
+        threshold = monitor.threshold if self._config.policy(task).adapt else standing.acceptance.threshold
+        self._tasks[task] = replace(standing, threshold=threshold, alarm=monitor.alarm)
+        self._telemetry.monitored(task, alarm=monitor.alarm, threshold=threshold)
+
+    async def refresh(self) -> None:
+        """Read what has changed. Raises StoreError."""
+        versions = await self._store.calibration_versions()
+        if versions == self._seen:
+            return
+        if versions.calibrations != self._seen.calibrations:
+            await self._read_calibrations()
+            changed = list(self._tasks)
+        else:
+            before = self._seen.monitors or {}
+            changed = [task for task, n in (versions.monitors or {}).items() if before.get(task) != n]
+        for task, state in (await self._store.monitors(changed)).items() if changed else ():
+            self.audited(task, Monitor.from_json(state))
+        self._seen = versions
+
+    async def follow(self) -> None:
+        """Refresh for ever; a store that cannot be read changes nothing."""
+        while True:
+            await asyncio.sleep(REFRESH_S)
+            try:
+                await self.refresh()
+            except StoreError as err:
+                log.warning("calibrations not read", error=str(err))
+
+    async def _read_calibrations(self) -> None:
+        rows = await self._store.calibrations()
+        new = [row for row in rows if row.id not in self._read]
+        made = await asyncio.to_thread(lambda: [self._standing_of(row) for row in new])
+        self._read |= {row.id: standing for row, standing in zip(new, made, strict=True)}
+        self._tasks = {}
+        for row in sorted(rows, key=self._place):
+            standing = self._read[row.id]
+            if standing is not None and math.isfinite(standing.threshold) and row.task not in self._tasks:
+                self._tasks[row.task] = standing
+                self._telemetry.monitored(row.task, alarm=False, threshold=standing.threshold)
+
+    def _place(self, row: CalibrationRow) -> int:
+        stages = self._config.policy(row.task).stages
+        return stages.index(row.stage) if row.stage in stages else len(stages)
+
+    def _standing_of(self, row: CalibrationRow) -> Standing | None:
+        try:
+            acceptance = Acceptance.from_json(json.loads(row.payload))
+            _check(acceptance, self._config.policy(row.task), self._candidates)
+        except CalibrationError as err:
+            log.warning("calibration refused", task=row.task, stage=row.stage, error=str(err))
+            self._telemetry.calibration_refused(row.task)
+            return None
+        return Standing(row.id, acceptance, acceptance.threshold)
+
+
+def _check(acceptance: Acceptance, policy: Policy, candidates: Mapping[str, Candidate]) -> None:
+    """Raises CalibrationError where the features that every label had cannot be computed for the task's calls."""
+    candidate = candidates.get(acceptance.stage) if acceptance.stage in policy.stages else None
+    if candidate is None or not candidate.stage.small:
+        allowed = ", ".join(name for name in policy.stages if candidates[name].stage.small) or "none"
+        raise CalibrationError(
+            f"The calibration judges {acceptance.stage!r}; the small stages of {acceptance.task!r} are: {allowed}.",
+            hint="Run `smallfirst calibrate` again.",
+        )
+    lacking = set[str]()
+    if not policy.others and not policy.samples:
+        lacking |= acceptance.model.always & agreement.FEATURES.keys()
+    if not candidate.stage.backend.capabilities.top_logprobs:
+        lacking |= acceptance.model.always & _OF_TOKENS
+    if lacking:
+        raise CalibrationError(
+            f"The calibration needs features that cannot be computed here: {', '.join(sorted(lacking))}.",
+            hint="Configure `others` and models as when the labels were recorded, or calibrate again.",
+        )
