@@ -130,6 +130,7 @@ def certify(
     large_wrong: ArrayLike | None = None,
     horizon: int | None = None,
     costs: Costs | None = None,
+    prior: Model | None = None,
     seed: int = 0,
 ) -> Acceptance:
     """Fit a calibrator on labelled calls and certify a threshold on its cross-fitted confidences.
@@ -149,7 +150,7 @@ def certify(
     """
     right = np.asarray(correct, dtype=bool)
     usable = np.ones(len(rows), dtype=bool) if valid is None else np.asarray(valid, dtype=bool)
-    fitted = calibration.fit(rows, right, groups=groups, seed=seed)
+    fitted = calibration.fit(rows, right, groups=groups, prior=prior, seed=seed)
     counted = np.ones(len(rows), dtype=bool) if representative is None else np.asarray(representative, dtype=bool)
     confidence, wrong = np.where(usable, fitted.crossfitted, 0.0)[counted], ~right[counted]
     if not len(wrong):

@@ -36,20 +36,21 @@ class Monitor:
     squares: float = 0.0
     alarm: bool = False
     last: str = ""
+    since: float = 0.0
 
     @classmethod
-    def of(cls, calibration: str, certificate: Certificate, least: float) -> Monitor:
+    def of(cls, calibration: str, certificate: Certificate, least: float, since: float = 0.0) -> Monitor:
         """A new one: nothing audited yet, audits drawn with a probability of at least `least`."""
         alpha, delta = certificate.alpha, certificate.delta
         adaptive = AdaptiveThreshold(certified=certificate.threshold, alpha=alpha, least=least)
-        return cls(calibration, alpha, delta, _sequence(delta, 1, least), adaptive)
+        return cls(calibration, alpha, delta, _sequence(delta, 1, least), adaptive, since=since)
 
     @property
     def threshold(self) -> float:
         """The confidence that acceptance takes under drift, never below the certified one."""
         return self.adaptive.threshold
 
-    def take(self, record: str, wrong: bool, probability: float, least: float) -> None:
+    def take(self, record: str, wrong: bool, probability: float, *, least: float, now: float) -> None:
         """Take in the audit of a record, drawn with `probability` where none is drawn with less than `least`.
 
         The same record again changes nothing.
@@ -68,7 +69,8 @@ class Monitor:
         self.weight += 1 / probability
         self.wrong_weight += wrong / probability
         self.squares += 1 / probability**2
-        self.alarm = self.alarm or self.sequence.lower > self.alpha
+        if self.sequence.lower > self.alpha and not self.alarm:
+            self.alarm, self.since = True, now
 
     def to_json(self) -> str:
         """The whole state."""

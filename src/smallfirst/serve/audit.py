@@ -7,6 +7,7 @@ into the task's monitor, which outlives this process and is shared with every ot
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -59,8 +60,8 @@ class Audit(Shadow):
         if monitor is None or monitor.calibration != self.standing.id:
             outcome = self.standing.acceptance.outcome
             assert isinstance(outcome, Certificate)
-            monitor = Monitor.of(self.standing.id, outcome, self.least)
-        monitor.take(self.record_id, wrong, self.probability, self.least)
+            monitor = Monitor.of(self.standing.id, outcome, self.least, monitor.since if monitor else 0.0)
+        monitor.take(self.record_id, wrong, self.probability, least=self.least, now=time.time())
         return monitor.to_json()
 
 
