@@ -1,4 +1,4 @@
-"""A replay as a whole: on made-up calls the promise holds, the cascade pays, and the simple ways come out as they must."""
+"""A replay as a whole: on made-up calls the promise holds, the cascade pays, the simple ways come out as they must."""
 
 from __future__ import annotations
 
