@@ -22,7 +22,14 @@ def shipped() -> Tagger:
 
 @pytest.fixture(scope="module")
 def examples() -> list[Example]:
-    return list(Corpus(3, held_out=False, pool=3).examples(120))
+    """Sixty sentences with a person and a place each."""
+    made = []
+    for number in range(60):
+        name, town = f"{'ABCDEF'[number % 6]}nna Berg{number % 7 * 's'}", f"{'KLMNO'[number % 5]}orton"
+        text = f"My name is {name} and I live in {town}, thanks for your help with the order."
+        spans = [(text.index(value), text.index(value) + len(value)) for value in (name, town)]
+        made.append(Example(text, ((*spans[0], "PERSON"), (*spans[1], "LOCATION"))))
+    return made
 
 
 def test_the_artifact_is_small() -> None:
@@ -92,7 +99,7 @@ def test_tokens_know_the_label_that_they_stand_under() -> None:
 
 def test_training_is_reproducible_and_survives_storing(tmp_path: Path, examples: list[Example]) -> None:
     """The same examples and seed give the same weights, and the stored tagger tags as the fitted one."""
-    one, other = (train(examples, epochs=2, seed=1) for _ in range(2))
+    one, other = (train(examples, epochs=1, seed=1) for _ in range(2))
     assert np.array_equal(one.weights, other.weights)
     save(one, tmp_path / "tagger.npz")
     loaded = Tagger.load(tmp_path / "tagger.npz")
@@ -109,7 +116,7 @@ def test_training_fits_its_examples(examples: list[Example]) -> None:
         tokens = tokenise(example.text)
         gold = labelled(tokens.starts, example)
         right += [a == b for a, b in zip(tagger.labels(tokens), gold, strict=True) if b]
-    assert np.mean(right) > 0.8
+    assert np.mean(right) > 0.9
 
 
 def test_gradients_are_those_of_the_likelihood() -> None:

@@ -134,7 +134,9 @@ _PHONE_BEFORE = re.compile(
     r"desk|home|office|work|contact|number at|contact number|handy|telefon|t[ée]l|m[óo]vil)|电话|手机|号码|联系|致电|"
     r"拨打|来电|座机|热线|传真)[\w\s\"'_:.,=(（：-]{0,24}\Z"
 )
-_PHONE_AFTER = re.compile(r"(?i)\W{1,3}(?:phone|tel|mobile|cell|fax|office|home|work|desk|手机|电话|传真)\b")
+_PHONE_AFTER = re.compile(
+    r"(?i)[ (\\/-]{1,3}(?:phone|tel|mobile|cell|fax|office|home|work|desk|手机|电话|传真)\b(?!\s?[:=：])"
+)
 _GROUP = re.compile(r"\d+")
 _NO_PHONE = re.compile(  # dates, spans of years, IP addresses and versions
     r"(?:19|20)\d\d[-/. ]\d{1,2}[-/. ]\d{1,2}|\d{1,2}[-/. ]\d{1,2}[-/. ](?:19|20)\d\d|"
