@@ -31,6 +31,7 @@ from smallfirst.learn.base import Base, find_base  # noqa: E402
 from smallfirst.learn.curve import Point, draw  # noqa: E402
 from smallfirst.learn.llama import LoraLlama, supports  # noqa: E402
 from smallfirst.learn.packing import Encoded, Example, batches, encode, packed, to_tensors  # noqa: E402
+from smallfirst.learn.prefer import Pair, PreferConfig, prefer  # noqa: E402
 from smallfirst.types import Request, Sampling  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
@@ -326,6 +327,27 @@ async def test_the_engine_serves_what_was_trained(base: Base, weights: Path, tra
     expected = greedy(base, trained, prompt, 24)
     assert await served(config, request) == expected
     assert await served(config, ask("Rome")) != expected
+
+
+def test_preference_tuning_moves_towards_the_right_answer(base: Base, trained: Path, tmp_path: Path) -> None:
+    """After tuning on pairs, every right answer has gained on its wrong one; without pairs, nothing can be learned."""
+    pairs = [
+        Pair(right, replace(right, completion=right.completion.replace(right.episode, "Bergen")))
+        for right in examples()
+    ]
+    result = prefer(base, trained, pairs, tmp_path, PreferConfig(epochs=4, learning_rate=3e-3))
+    assert result.loss < math.log(2)
+    assert result.gained == 1.0
+    assert (tmp_path / "adapter_model.safetensors").exists()
+    with pytest.raises(TrainError, match="no pairs"):
+        prefer(base, trained, (), tmp_path)
+
+
+def test_a_full_disk_is_a_clear_error(base: Base, tmp_path: Path) -> None:
+    """A checkpoint that cannot be written ends training with what to do."""
+    (tmp_path / "checkpoint.pt.tmp").symlink_to("/dev/full")
+    with pytest.raises(TrainError, match="No space left"):
+        train.train(base, examples(2), examples(), tmp_path, replace(QUICK, checkpoint_s=0))
 
 
 def test_a_curve_without_points_is_a_picture_too(tmp_path: Path) -> None:

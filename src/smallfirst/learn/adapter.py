@@ -32,20 +32,17 @@ def new_adapter(base: Base, method: str, rank: int, alpha: int) -> Any:
     return peft.get_peft_model(model, config)
 
 
-def load_adapter(base: Base, folder: Path) -> Any:
-    """The base with a saved adapter, on the CPU, for inference."""
+def load_adapter(base: Base, folder: Path, *, trainable: bool = False) -> Any:
+    """The base (bfloat16) with a saved adapter (float32), on the CPU."""
     torch, peft = need("torch"), need("peft")
-    return peft.PeftModel.from_pretrained(base.model(torch.bfloat16), folder)
+    return peft.PeftModel.from_pretrained(base.model(torch.bfloat16), folder, is_trainable=trainable)
 
 
 def logits_of(model: Any) -> Logits:
     """The fastest way there is to this model's logits: `LoraLlama` for plain LoRA on Llama, else PEFT's modules."""
     from smallfirst.learn.llama import LoraLlama, supports
 
-    if supports(model):
-        run = LoraLlama(model).logits
-    else:
-        run = _PeftLogits(model).logits
+    run = LoraLlama(model).logits if supports(model) else peft_logits(model)
     device = model.device
 
     def logits(batch: Batch) -> Any:
@@ -54,18 +51,16 @@ def logits_of(model: Any) -> Logits:
     return logits
 
 
-class _PeftLogits:
-    def __init__(self, model: Any) -> None:
-        self._model = model
-        self._torch = need("torch")
+def peft_logits(model: Any) -> Callable[..., Any]:
+    """`LoraLlama.logits` for any PEFT model, computed by its own modules."""
+    torch, causal = need("torch"), model.get_base_model()
 
-    def logits(self, ids: Any, positions: Any, visible: Any, wanted: Any) -> Any:
-        causal = self._model.get_base_model()
-        with self._torch.autocast(ids.device.type, self._torch.bfloat16):
-            hidden = causal.model(
-                input_ids=ids, position_ids=positions, attention_mask=visible[:, None], use_cache=False
-            ).last_hidden_state
-            return causal.lm_head(hidden[wanted])
+    def logits(ids: Any, positions: Any, visible: Any, wanted: Any) -> Any:
+        with torch.autocast(ids.device.type, torch.bfloat16):
+            made = causal.model(input_ids=ids, position_ids=positions, attention_mask=visible[:, None], use_cache=False)
+            return causal.lm_head(made.last_hidden_state[wanted])
+
+    return logits
 
 
 def _quantization(torch: Any) -> Any:

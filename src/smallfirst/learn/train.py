@@ -10,6 +10,7 @@ minutes, whichever is further: training that ends early by the clock has cooled 
 from __future__ import annotations
 
 import hashlib
+import io
 import math
 import random
 import shutil
@@ -40,8 +41,9 @@ class TrainConfig:
 
     method "dora" adds a learned magnitude to each row, "qlora" keeps the frozen weights in 4 bits (needs a GPU and
     bitsandbytes). `longest` leaves out examples of more tokens. A step takes about `step_tokens` tokens, computed
-    `batch_tokens` at a time; rows are filled up to `row_tokens`. Training ends after `epochs`, after `max_minutes`, or
-    when `patience` of the `evaluations`, spread over the plan, brought no better adapter. `threads` None: torch's own.
+    `batch_tokens` at a time; rows are filled up to `row_tokens`. Training ends after `epochs`, after `max_minutes` of
+    steps (evaluations not counted), or when `patience` of the `evaluations`, which are spread over the plan, brought
+    no better adapter. `threads` None: torch's own.
     """
 
     method: Literal["lora", "dora", "qlora"] = "lora"
@@ -182,15 +184,17 @@ class _Training:
         self._restore()
         config, state = self._config, self._state
         steps = math.ceil(self._steps_per_epoch() * config.epochs)
-        begun, saved, recent = time.monotonic() - state.seconds, time.monotonic(), [(state.tokens, time.monotonic())]
+        saved, recent = time.monotonic(), [(state.tokens, state.seconds)]
         ended: Literal["epochs", "minutes", "patience"] = "epochs"
         for rows in self._steps(steps):
             done = self._done(steps)
             if done >= 1:
                 ended = "minutes"
                 break
+            begun = time.monotonic()
             loss, tokens = self._step(rows, done)
-            state.step, state.tokens, state.seconds = state.step + 1, state.tokens + tokens, time.monotonic() - begun
+            state.step, state.tokens = state.step + 1, state.tokens + tokens
+            state.seconds += time.monotonic() - begun
             state.curve.append(Point(state.step, state.tokens, state.seconds, loss, None))
             if self._done(steps) * config.evaluations >= state.evaluated + 1 and not self._better():
                 ended = "patience"
@@ -198,7 +202,7 @@ class _Training:
             if time.monotonic() - saved > config.checkpoint_s:
                 self._save()
                 saved = time.monotonic()
-            recent = [*recent[-_SPEED_SPAN:], (state.tokens, time.monotonic())]
+            recent = [*recent[-_SPEED_SPAN:], (state.tokens, state.seconds)]
             report(self._progress(steps, loss, recent))
         if not state.curve or state.curve[-1].score is None:
             self._better()
@@ -282,10 +286,12 @@ class _Training:
     def _save(self) -> None:
         kept = {name: p.detach() for name, p in self._model.named_parameters() if p.requires_grad}
         state = {**asdict(self._state), "curve": msgspec.to_builtins(self._state.curve)}
-        draft = self._folder / f"{_CHECKPOINT}.tmp"
+        whole = io.BytesIO()  # torch's own writer does not say that a disk is full
         self._torch.save(
-            {"plan": self._plan, "adapter": kept, "optimizer": self._optimizer.state_dict(), "state": state}, draft
+            {"plan": self._plan, "adapter": kept, "optimizer": self._optimizer.state_dict(), "state": state}, whole
         )
+        draft = self._folder / f"{_CHECKPOINT}.tmp"
+        draft.write_bytes(whole.getbuffer())
         draft.replace(self._folder / _CHECKPOINT)
 
     def _restore(self) -> None:
