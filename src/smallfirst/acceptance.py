@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from smallfirst import calibration, guarantee
-from smallfirst.calibration import Fit, Model
+from smallfirst.calibration import Fit, Labelled, Model
 from smallfirst.confidence import REQUEST_FEATURES
 from smallfirst.errors import CalibrationError
 from smallfirst.exact import upper_bound
@@ -130,6 +130,7 @@ def certify(
     large_wrong: ArrayLike | None = None,
     horizon: int | None = None,
     costs: Costs | None = None,
+    more: Labelled | None = None,
     prior: Model | None = None,
     seed: int = 0,
 ) -> Acceptance:
@@ -145,12 +146,12 @@ def certify(
     at `costs.failure_usd` (those of the large model where `large_wrong` says so), and the certificate's alpha is the
     exact bound that this threshold reaches, chosen with sight of the labels.
 
-    `alpha`, `delta` and `horizon` as in `guarantee.learn_then_test`. Raises
+    `alpha`, `delta` and `horizon` as in `guarantee.learn_then_test`; `more` and `prior` as in `calibration.fit`. Raises
     CalibrationError for too few labels.
     """
     right = np.asarray(correct, dtype=bool)
     usable = np.ones(len(rows), dtype=bool) if valid is None else np.asarray(valid, dtype=bool)
-    fitted = calibration.fit(rows, right, groups=groups, prior=prior, seed=seed)
+    fitted = calibration.fit(rows, right, groups=groups, more=more, prior=prior, seed=seed)
     counted = np.ones(len(rows), dtype=bool) if representative is None else np.asarray(representative, dtype=bool)
     confidence, wrong = np.where(usable, fitted.crossfitted, 0.0)[counted], ~right[counted]
     if not len(wrong):

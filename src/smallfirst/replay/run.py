@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from smallfirst import calibration
 from smallfirst.acceptance import Acceptance, Costs, certify
 from smallfirst.budget import Allowance
+from smallfirst.calibration import Labelled
 from smallfirst.cascade import Cascade
 from smallfirst.confidence import features
 from smallfirst.config import Policy
@@ -94,6 +95,7 @@ class Bench:
     cascade: Cascade = field(init=False)
     stages: Mapping[str, Stage] = field(init=False)
     attempts: list[Attempt] = field(init=False)
+    seconds: list[Attempt] = field(init=False)
     facts: Facts = field(init=False)
 
     def __post_init__(self) -> None:
@@ -103,18 +105,30 @@ class Bench:
         self.cascade = Cascade(_Once(validate), lambda _: None, PerCall(), time.monotonic, _Features())
 
     async def prepare(self) -> None:
-        """Run every small answer through the cascade in shadow, and collect the facts."""
+        """Run every small answer, and the second model's, through the cascade in shadow, and collect the facts."""
         small, others = self.stages[self.settings.small], self._others()
-        self.attempts, agrees = [], []
+        self.attempts, self.seconds, agrees = [], [], []
         for call in self.calls:
             made = await self.cascade.shadow(small, call.request, Allowance(0.0), others)
             self.attempts.append(made[0])
             agrees.append(made[0].features.get("agree", 0.0) == 1.0)
+            for other in others:
+                beside = await self.cascade.shadow(other, call.request, Allowance(0.0), (small,))
+                self.seconds.append(beside[0])
         self.facts = self._facts(np.array(agrees))
 
     def rows(self, index: Indices) -> list[Mapping[str, float]]:
         """The features of those calls."""
         return [self.attempts[i].features for i in index]
+
+    def more(self, index: Indices) -> Labelled | None:
+        """The second model's answers to those calls, labelled: what makes an answer wrong is much the same for both."""
+        second = self.settings.second
+        if second is None:
+            return None
+        made = [(self.calls[i], self.seconds[i]) for i in index]
+        correct = [_right(call, second, attempt) for call, attempt in made]
+        return Labelled([attempt.features for _, attempt in made], correct, [call.id for call, _ in made])
 
     async def decide(self, index: Indices, acceptance: Calibrator) -> Results:
         """The real router and cascade over those calls."""
@@ -203,6 +217,8 @@ async def _split(bench: Bench, fit_index: Indices, test_index: Indices) -> tuple
     acceptance = certify(
         rows,
         known.small_right,
+        groups=[bench.calls[i].id for i in fit_index],
+        more=bench.more(fit_index),
         valid=known.small_valid,
         large_wrong=~known.large_right,
         task=TASK,
@@ -280,10 +296,10 @@ class _Once:
 
 
 class _Features:
-    """`confidence.features`, computed once for each call and model."""
+    """`confidence.features`, computed once for each call and model, with and without others beside it."""
 
     def __init__(self) -> None:
-        self._known = dict[tuple[Any, str], Mapping[str, float]]()
+        self._known = dict[tuple[Any, str, int], Mapping[str, float]]()
 
     def __call__(
         self,
@@ -295,7 +311,7 @@ class _Features:
         mended: bool,
         others: Sequence[Completion],
     ) -> Mapping[str, float]:
-        key = (request.origin.episode, completion.model)
+        key = (request.origin.episode, completion.model, len(others))
         if key not in self._known:
             self._known[key] = features(request, completion, verdict, repairs, mended=mended, others=others)
         return self._known[key]
