@@ -14,6 +14,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain, islice, pairwise
 from typing import Any
 from zlib import crc32
@@ -38,14 +39,19 @@ _WORD_MASK = (1 << WORD_BITS) - 1
 _TOKENS = re.compile(r"[a-z]+|[\u3400-\u9fff\u3040-\u30ff\uac00-\ud7af]|[^\W\d_]+")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Prompt:
-    """A call's prompt as tasks see it. `words` counts hashed words, `led` tells whether it has a system text."""
+    """A call's prompt as tasks see it. `led` tells whether it has a system text; `said` is what the user said last."""
 
     slots: frozenset[int]
     shingles: frozenset[int]
-    words: Mapping[int, int]
+    said: str
     led: bool
+
+    @cached_property
+    def words(self) -> Mapping[int, int]:
+        """How often the user said each hashed word; counted when a centroid has to be compared."""
+        return words_of(self.said)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +77,7 @@ def prompt_of(messages: Iterable[Json], tools: Iterable[tuple[str, Any]], schema
     """
     system, user = _texts(messages)
     lead = system or (user[0][:LEAD_CHARACTERS] if user else "")
-    return Prompt(frozenset(_slots(tools, schema)), shingles_of(lead), words_of(_tail(user)), bool(system))
+    return Prompt(frozenset(_slots(tools, schema)), shingles_of(lead), _tail(user), bool(system))
 
 
 def prompt_of_request(request: Request) -> Prompt:
