@@ -34,6 +34,7 @@ SAME_TEMPLATE = 0.7
 _SAME_VALUES = 0.3
 _FIELD = (1 << 31) - 1
 _MAX_SLOTS = 2000
+_REMEMBERED = 1024
 _DEPTH = 3
 _WORD_MASK = (1 << WORD_BITS) - 1
 _TOKENS = re.compile(r"[a-z]+|[\u3400-\u9fff\u3040-\u30ff\uac00-\ud7af]|[^\W\d_]+")
@@ -221,12 +222,13 @@ def _cell_to_json(cell: Cell) -> Json:
 
 
 class Assigner:
-    """Finds the cell, and so the task, of a prompt. `tasks` gives the cells of each task id; built once, read-only."""
+    """Finds the cell, and so the task, of a prompt. `tasks` gives the cells of each task id; built once."""
 
     def __init__(self, tasks: Mapping[str, Sequence[Cell]]) -> None:
         self._task_of = {cell.id: task for task, cells in tasks.items() for cell in cells}
         self._cells = [cell for cells in tasks.values() for cell in cells]
         self._by_slots: dict[frozenset[int], list[Cell]] = {}
+        self._versions: dict[frozenset[int], list[Cell]] = {}
         for cell in self._cells:
             self._by_slots.setdefault(cell.slots, []).append(cell)
         self._spoken = _Centroids([cell for cell in self._cells if cell.centroid is not None])
@@ -258,10 +260,17 @@ class Assigner:
         return near[0] if changed else None
 
     def _offering(self, prompt: Prompt) -> list[Cell]:
-        exact = self._by_slots.get(prompt.slots)
-        if exact or not prompt.slots:
-            return exact or []
-        scored = [(alike(prompt.slots, slots), cells) for slots, cells in self._by_slots.items() if slots]
+        """The cells with the prompt's slots, else those of which they are a version; kept for the calls that follow."""
+        near = self._by_slots.get(prompt.slots) or self._versions.get(prompt.slots)
+        if near is None:
+            near = self._versions_of(prompt.slots) if prompt.slots else []
+            if len(self._versions) >= _REMEMBERED:
+                self._versions.clear()
+            self._versions[prompt.slots] = near
+        return near
+
+    def _versions_of(self, offered: frozenset[int]) -> list[Cell]:
+        scored = [(alike(offered, slots), cells) for slots, cells in self._by_slots.items() if slots]
         return [c for score, cells in sorted(scored, key=lambda s: -s[0]) if score >= SAME_SLOTS for c in cells]
 
 
