@@ -198,44 +198,26 @@ async def _run(
     every = [*(fit_on or ()), *calls]
     bench = Bench(every, settings)
     await bench.prepare()
-    halves = list(_halves(len(every), settings) if fit_on is None else [_given(len(fit_on), len(every))])
+    parts = list(halves(len(every), settings) if fit_on is None else [_given(len(fit_on), len(every))])
     splits, seconds = [], 0.0
-    for done, (fit_index, test_index) in enumerate(halves):
-        progress(done, len(halves))
+    for done, (fit_index, test_index) in enumerate(parts):
+        progress(done, len(parts))
         split, spent = await _split(bench, fit_index, test_index)
         splits.append(split)
         seconds += spent
-    progress(len(halves), len(halves))
+    progress(len(parts), len(parts))
     decided = sum(len(split.index) for split in splits)
-    return Replay(settings, every, bench.facts, tuple(splits), bench.prices, len(halves[0][0]), 1e3 * seconds / decided)
+    return Replay(settings, every, bench.facts, tuple(splits), bench.prices, len(parts[0][0]), 1e3 * seconds / decided)
 
 
 async def _split(bench: Bench, fit_index: Indices, test_index: Indices) -> tuple[Split, float]:
-    settings, known = bench.settings, bench.facts.part(fit_index)
-    _check_labels(known, settings.small)
-    rows, test_rows = bench.rows(fit_index), bench.rows(test_index)
-    acceptance = certify(
-        rows,
-        known.small_right,
-        groups=[bench.calls[i].id for i in fit_index],
-        more=bench.more(fit_index),
-        valid=known.small_valid,
-        large_wrong=~known.large_right,
-        task=TASK,
-        stage=settings.small,
-        label=LABEL,
-        alpha=settings.alpha,
-        delta=settings.delta,
-        horizon=len(test_index) if settings.horizon else None,
-        costs=_costs(known, settings.failure_cost),
-        seed=settings.seed,
-        made_at=time.time(),
-    )
+    settings = bench.settings
+    acceptance = certified(bench, fit_index, len(test_index))
     started = time.process_time()
     ours = await bench.decide(test_index, acceptance)
     spent = time.process_time() - started
     facts = bench.facts.part(test_index)
-    confidence = acceptance.model.confidences(test_rows)
+    confidence = acceptance.model.confidences(bench.rows(test_index))
     made = Split(
         index=test_index,
         ours=ours,
@@ -255,7 +237,34 @@ def _costs(known: Facts, failure_cost: float) -> Costs:
     return Costs(small_usd=float(small.mean()), large_usd=large, failure_usd=failure_cost * large)
 
 
-def _halves(n: int, settings: Settings) -> Iterator[tuple[Indices, Indices]]:
+def certified(bench: Bench, index: Indices, tested: int) -> Acceptance:
+    """What is learned from the labels of the calls `index`, to decide `tested` others.
+
+    Raises DataError where the labels are all of one kind, CalibrationError where they are too few.
+    """
+    settings, known = bench.settings, bench.facts.part(index)
+    _check_labels(known, settings.small)
+    return certify(
+        bench.rows(index),
+        known.small_right,
+        groups=[bench.calls[i].id for i in index],
+        more=bench.more(index),
+        valid=known.small_valid,
+        large_wrong=~known.large_right,
+        task=TASK,
+        stage=settings.small,
+        label=LABEL,
+        alpha=settings.alpha,
+        delta=settings.delta,
+        horizon=tested if settings.horizon else None,
+        costs=_costs(known, settings.failure_cost),
+        seed=settings.seed,
+        made_at=time.time(),
+    )
+
+
+def halves(n: int, settings: Settings) -> Iterator[tuple[Indices, Indices]]:
+    """Random halves of n calls, to fit on and to test on."""
     rng = np.random.default_rng(settings.seed)
     for _ in range(settings.splits):
         order = rng.permutation(n)
