@@ -1,4 +1,4 @@
-"""Features of confidence come from the tokens that carry values; equal calls have one canonical form."""
+"""Features of confidence come from the tokens that carry values; what cannot be known is absent."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smallfirst.agreement import canonical_call
-from smallfirst.confidence import entropy, features, json_spans, margin, value_tokens
+from smallfirst import agreement
+from smallfirst.confidence import FEATURES, REQUEST_FEATURES, entropy, features, json_spans, margin, value_tokens
 from smallfirst.types import (
     Choice,
     Completion,
@@ -192,8 +192,14 @@ def test_no_call_is_its_own_class() -> None:
 def test_what_is_unknown_is_absent() -> None:
     """Without log-probabilities or tools their features are missing, not zero."""
     call = Choice(tool_calls=(ToolCall("1", "weather", "{}"),))
-    request_and_attempt = {"tools", "schema_chars", "prompt_chars", "repairs", "violations", "constrained", "no_call"}
-    assert found(call).keys() == request_and_attempt
+    needs_tokens = {"value_tokens", "decision_entropy", *(f for f in FEATURES if f.startswith(("margin", "logprob")))}
+    needs_arguments = {"grounded_min", "grounded_mean", "optional_grounded_min"}
+    needs_no_call = {"uncalled_about"}
+    assert (
+        found(call).keys()
+        == FEATURES.keys() - needs_tokens - needs_arguments - needs_no_call - agreement.FEATURES.keys()
+    )
+    assert found(Choice()).keys() >= {*REQUEST_FEATURES, "no_call", "uncalled_about"}
     plain = Request("chat", {}, "m", (), tool_choice=ToolChoice("none"), tools=(WEATHER,))
     assert "no_call" not in found(Choice(text="x", logprobs=(token("x", 0.5, 0.5),)), plain)
     without_top = Choice(
@@ -229,67 +235,24 @@ def test_any_split_into_tokens_is_understood(arguments: Any, random: Any) -> Non
             assert json.dumps(leaf) in kept
 
 
-CALL_SCHEMA = {
-    "type": "object",
-    "properties": {
-        "unit": {"enum": ["Celsius", "Fahrenheit"]},
-        "days": {"type": "integer", "default": 1},
-        "city": {"type": "string"},
-        "where": {"$ref": "#/$defs/where"},
-        "tags": {"type": "array", "items": {"const": "New York"}},
-        "limit": {"anyOf": [{"type": "integer", "default": 10}, {"type": "null"}]},
-    },
-    "$defs": {"where": {"type": "object", "properties": {"zoom": {"default": 2.0}}}},
-}
+def test_what_others_answered_is_evidence() -> None:
+    """With other answers their agreement is among the features, whichever order the features are computed in."""
+    call = Choice(tool_calls=(ToolCall("1", "weather", '{"city": "Rome"}'),))
+    other = Choice(tool_calls=(ToolCall("9", "weather", '{ "city": "Rome" }'),))
+    made = features(REQUEST, Completion((call,)), Verdict(), others=[Completion((other,)), Completion(())])
+    assert made["agree"] == 1
+    assert made.keys() <= FEATURES.keys()
+    assert features(REQUEST, Completion((call,)), Verdict(), mended=True)["mended"] == 1
 
 
-@pytest.mark.parametrize(
-    ("left", "right"),
-    [
-        ('{"city": "Rome", "days": 2}', '{"days":2,"city":"Rome"}'),
-        ('{"days": 2}', '{"days": 2.0}'),
-        ('{"city": "a"}', '{"city": "a", "days": 1}'),
-        ('{"city": "a"}', '{"city": "a", "days": 1.0, "limit": 10}'),
-        ('{"unit": "celsius "}', '{"unit": "Celsius"}'),
-        ('{"tags": ["new  york"]}', '{"tags": ["New York"]}'),
-        ('{"where": {"zoom": 2}}', '{"where": {}}'),
-    ],
-)
-def test_equal_calls_have_one_form(left: str, right: str) -> None:
-    """Key order, 1 and 1.0, stated defaults and the spelling of enum members make no difference."""
-    assert canonical_call("f", left, CALL_SCHEMA) == canonical_call("f", right, CALL_SCHEMA)
-
-
-@pytest.mark.parametrize(
-    ("left", "right"),
-    [
-        ('{"city": "Rome"}', '{"city": "rome"}'),
-        ('{"city": "Rome"}', '{"city": "Rome "}'),
-        ('{"days": 2}', '{"days": "2"}'),
-        ('{"days": 1}', '{"days": true}'),
-        ('{"unit": "Celsius"}', '{"unit": "Fahrenheit"}'),
-        ('{"other": null}', "{}"),
-        ('{"tags": ["a", "b"]}', '{"tags": ["b", "a"]}'),
-        ("{", "{ "),
-        ("{", "{}"),
-    ],
-)
-def test_different_calls_differ(left: str, right: str) -> None:
-    """Free strings are exact, types count, order of lists counts, and what is not JSON equals itself only."""
-    assert canonical_call("f", left, CALL_SCHEMA) != canonical_call("f", right, CALL_SCHEMA)
-
-
-@given(JSON)
-def test_the_form_of_a_call_ignores_writing(value: Any) -> None:
-    """White space and escapes of the JSON text make no difference, whatever the schema; the name does."""
-    texts = [json.dumps({"a": value}), json.dumps({"a": value}, indent=1, ensure_ascii=False)]
-    first, second = (canonical_call("f", text, CALL_SCHEMA) for text in texts)
-    assert first == second != canonical_call("g", texts[0], CALL_SCHEMA)
-
-
-def test_a_recursive_schema_ends() -> None:
-    """References in a circle are followed once per value."""
-    schema = {"properties": {"next": {"$ref": "#"}, "n": {"default": 0}}, "allOf": [{"$ref": "#"}]}
-    assert canonical_call("f", '{"next": {"next": {"n": 0}}}', schema) == canonical_call(
-        "f", '{"next": {"next": {}}}', schema
-    )
+def test_every_feature_is_finite_and_declared() -> None:
+    """Whatever is answered, features are finite numbers and all of them are declared."""
+    answers = [
+        Choice(),
+        Choice(text="no"),
+        Choice(tool_calls=(ToolCall("1", "weather", "{"), ToolCall("2", "x", "[]"))),
+    ]
+    for choice in answers:
+        for name, value in features(REQUEST, Completion((choice,)), Verdict(), others=[Completion((choice,))]).items():
+            assert name in FEATURES
+            assert math.isfinite(value)

@@ -1,11 +1,11 @@
-"""From features of an answer to P(correct): kernel logistic regression, then isotonic regression, cross-fitted.
+"""From features of an answer to P(correct): kernel logistic regression, then a monotone curve, cross-fitted.
 
 The score is logistic regression on a Gaussian kernel over standardised features (Zhu and Hastie 2005), on at most
 `LANDMARKS` of the labelled calls and their `RANK` leading components (Nystroem; Williams and Seeger 2001): with a few
 hundred labels it ranks better than logistic regression on the features or boosted trees do (`docs/log.md`), and one
-artifact of numbers is all that the gateway loads. Probabilities come from centred isotonic regression (Oron and
-Flournoy 2017) of the labels on the *cross-fitted* scores: each call's by a model that its label did not teach. A task
-with few labels corrects the score of a `prior`, a model of other tasks. numpy only; pure.
+artifact of numbers is all that the gateway loads. Probabilities come from a `curve` of the labels on the *cross-fitted*
+scores: each call's by a model that its label did not teach. A task with few labels corrects the score of a `prior`, a
+model of other tasks. numpy only; pure.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ FOLDS = 10
 
 _WIDTH = 1.4
 _PENALTY = 0.4
+_CORRECTION = 2.0
 _APART = 1.5
 _CLIP = 4.0
 _DIGITS = 5
@@ -50,7 +51,7 @@ class Model:
     `names` are the features it uses; `always` are those that no labelled call lacked. Columns of the design are the
     features (counts as log(1 + x), standardised, absent ones at the mean), for each of `gaps` whether that feature is
     absent, and whether the answer is another model's. `landmarks` (m, columns), `weights` (m,), `knots` and `values`
-    (k,) of the isotonic step. `classes` are the values of no_call with enough labels to be judged. With a `prior` the
+    (k,) of the curve. `classes` are the values of no_call with enough labels to be judged. With a `prior` the
     score is the prior's, corrected by this model's own. `labels` is how many calls taught it, the prior's apart.
     """
 
@@ -87,9 +88,8 @@ class Model:
         return lacking if features.get("no_call", -1.0) in self.classes else (*lacking, "no_call")
 
     def scores(self, rows: Sequence[Mapping[str, float]]) -> Floats:
-        """Log-odds that the answers are correct before the isotonic step, shape (n,)."""
+        """Log-odds that the answers are correct before the curve, shape (n,)."""
         points = _standardised(_design(rows, self.names, self.gaps), self.centre, self.scale)
-        points = np.hstack([points, np.zeros((len(points), 1))])
         own: Floats = _kernel(points, self.landmarks) @ self.weights + self.bias
         return own if self.prior is None else own + self.prior.scores(rows)
 
@@ -194,10 +194,10 @@ def fit(
 
     `more` are labelled answers of other models, such as the second small model's to the same requests: what makes an
     answer wrong is much the same for all of them. They teach the score, with a column that tells them apart; the
-    isotonic step and the cross-fitted confidences are of `rows` alone. A group in both is kept out of its own score.
+    curve and the cross-fitted confidences are of `rows` alone. A group in both is kept out of its own score.
 
     `prior`, a model that these labels did not teach, is what the score starts from: the labels learn a correction that
-    the penalty draws to 0. Its isotonic step stays until there are labels for another. With fewer than MIN_CORRECTED
+    a penalty draws to 0. Its curve stays until there are labels for another. With fewer than MIN_CORRECTED
     labels, or of one kind only, the prior is returned as it is.
 
     Raises CalibrationError without a prior for fewer than MIN_LABELS labels or MIN_EACH of either kind, ValueError for
@@ -217,7 +217,7 @@ def fit(
     task = _Task.of(rows, right, groups, more, set(FEATURES if names is None else names), prior)
     machine = _Machine.of(task, seed)
     score = machine.crossfitted(task, seed)
-    knots, values = isotonic(score, right) if enough or prior is None else (prior.knots, prior.values)
+    knots, values = curve(score, right) if enough or prior is None else (prior.knots, prior.values)
     model = Model(
         names=task.names,
         always=frozenset(name for name in task.names if all(math.isfinite(row.get(name, math.nan)) for row in rows)),
@@ -236,6 +236,24 @@ def fit(
     crossfitted: Floats = np.interp(score, knots, values)
     crossfitted[[bool(model.unlike(row)) for row in rows]] = 0.0
     return Fit(model, crossfitted, "own" if prior is None else "corrected")
+
+
+def curve(score: ArrayLike, correct: ArrayLike) -> tuple[Floats, Floats]:
+    """P(correct) by score: knots and values to interpolate between, both increasing.
+
+    The mean of isotonic regression, which follows the labels, and of a logistic curve (Platt 1999), which smooths
+    them: with a few hundred labels its calibration error is below that of either. Errors as `isotonic`.
+    """
+    knots, values = isotonic(score, correct)
+    x, y = np.asarray(score, dtype=np.float64), np.asarray(correct, dtype=np.float64)
+    target = np.where(y > 0, (y.sum() + 1) / (y.sum() + 2), 1 / (len(y) - y.sum() + 2))
+    line = np.stack([x, np.ones_like(x)], axis=1)
+    slope, shift = _newton(line, target, np.zeros_like(x), np.array([1e-3, 1e-6]))
+    if slope < 0:
+        slope, shift = 0.0, math.log(target.mean() / (1 - target.mean()))
+    grid = np.unique(np.concatenate((knots, np.quantile(x, np.linspace(0, 1, 33)))))
+    smooth = 1 / (1 + np.exp(-np.clip(slope * grid + shift, -30, 30)))
+    return grid, (np.interp(grid, knots, values) + smooth) / 2
 
 
 def isotonic(score: ArrayLike, correct: ArrayLike) -> tuple[Floats, Floats]:
@@ -342,7 +360,7 @@ class _Task:
             groups=np.asarray(kinds, dtype=np.str_),
             own=len(rows),
             offset=np.zeros(len(everyone)) if prior is None else prior.scores(everyone),
-            penalty=np.array([_PENALTY, 1e-6 if prior is None else _PENALTY]),
+            penalty=np.array([_PENALTY, 1e-6] if prior is None else [_CORRECTION] * 2),
         )
 
     def solve(self, basis: Floats, taught: Bools, start: Floats | None = None) -> Floats:
@@ -420,9 +438,11 @@ def _newton(basis: Floats, right: Floats, offset: Floats, penalty: Floats, start
 
 
 def _kernel(points: Floats, landmarks: Floats) -> Floats:
-    """exp(-width |x - z|^2 / columns), shape (n, m); the last column tells models apart and does not count as one."""
-    apart = (points**2).sum(axis=1)[:, None] + (landmarks**2).sum(axis=1)[None] - 2 * points @ landmarks.T
-    found: Floats = np.exp(-_WIDTH / max(points.shape[1] - 1, 1) * np.maximum(apart, 0.0))
+    """exp(-width |x - z|^2 / columns), shape (n, m). Points without the last column have 0 there."""
+    columns = landmarks.shape[1] - 1
+    norms = np.einsum("ij,ij->i", landmarks, landmarks)
+    apart = np.einsum("ij,ij->i", points, points)[:, None] + norms - 2 * points @ landmarks[:, : points.shape[1]].T
+    found: Floats = np.exp(-_WIDTH / max(columns, 1) * np.maximum(apart, 0.0))
     return found
 
 
@@ -443,15 +463,19 @@ def _gaps(rows: Sequence[Mapping[str, float]], names: Sequence[str]) -> tuple[st
 
 def _design(rows: Sequence[Mapping[str, float]], names: Sequence[str], gaps: Sequence[str]) -> Floats:
     """(n, columns): features, NaN where absent, then for each gap whether that feature is absent."""
-    table = _table(rows, names)
-    absent = np.isnan(table[:, [names.index(name) for name in gaps]]).astype(np.float64)
+    design = np.empty((len(rows), len(names) + len(gaps)))
+    table = design[:, : len(names)]
+    table[:] = _table(rows, names)
+    design[:, len(names) :] = np.isnan(table[:, [names.index(name) for name in gaps]])
     counts = [column for column, name in enumerate(names) if name in _COUNTS]
     table[:, counts] = np.log1p(np.maximum(table[:, counts], 0.0))
-    return np.hstack([table, absent])
+    return design
 
 
 def _standardised(design: Floats, centre: Floats, scale: Floats) -> Floats:
-    return np.nan_to_num(np.clip((design - centre) / scale, -_CLIP, _CLIP), nan=0.0)
+    points: Floats = np.minimum(np.maximum((design - centre) / scale, -_CLIP), _CLIP)
+    points[np.isnan(points)] = 0.0
+    return points
 
 
 def _classes(rows: Sequence[Mapping[str, float]]) -> frozenset[float]:

@@ -270,9 +270,9 @@ def _known_text(text: str) -> _Text:
 
 def _prepared(text: str) -> _Text:
     words = _words(_THOUSANDS.sub("", text))
-    numbers = {float(word) for word in words if word[0].isdigit()} | {_SPELLED[w] for w in words if w in _SPELLED}
+    numbers = {float(word) for word in words if word[0].isdecimal()} | {_SPELLED[w] for w in words if w in _SPELLED}
     stems = _stems_of(words)
-    asked = frozenset(stem for stem in stems if not stem[0].isdigit())
+    asked = frozenset(stem for stem in stems if not stem[0].isdecimal())
     return _Text(text.casefold(), stems, asked, frozenset(numbers), text.count("?") + text.count("？"))
 
 
@@ -315,8 +315,8 @@ def _leaf_grounded(leaf: Any, text: _Text) -> float:
     if isinstance(leaf, bool):
         return 0.5
     if isinstance(leaf, int | float):
-        size = abs(float(leaf))
-        return float(size in text.numbers or any(abs(size - n / 100) < 1e-9 for n in text.numbers))
+        size = abs(leaf)
+        return float(size in text.numbers or (size < 1e9 and any(abs(size - n / 100) < 1e-9 for n in text.numbers)))
     folded = str(leaf).casefold().strip() if leaf is not None else ""
     if folded and folded in text.folded:
         return 1.0
