@@ -17,7 +17,8 @@ WINDOW = 300
 
 @dataclass(slots=True)
 class Monitor:
-    """The audits of one calibration (`calibration` is its id). `alarm` stays until there is another calibration.
+    """What became of the answers that one calibration would accept (`calibration` is its id): those accepted and
+    audited, and those that only the stricter threshold escalated. `alarm` stays until there is another calibration.
 
     `weight` and `wrong_weight` are sums of 1 / probability over the audits, and over those that found the accepted
     answer wrong; `squares` is the sum of the squared weights. `last` is the record of the last audit.
@@ -50,9 +51,12 @@ class Monitor:
         """The confidence that acceptance takes under drift, never below the certified one."""
         return self.adaptive.threshold
 
-    def take(self, record: str, wrong: bool, probability: float, *, least: float, now: float) -> None:
+    def take(self, record: str, wrong: bool, probability: float, *, accepted: bool, least: float, now: float) -> None:
         """Take in the audit of a record, drawn with `probability` where none is drawn with less than `least`.
 
+        An answer that was not `accepted`, although the certified threshold allows it, is known without a draw
+        (probability 1), because the large model was asked. It bears on the rate that the calibration promised; to the
+        stricter threshold it is one that did no harm, so that it can relax again.
         The same record again changes nothing.
         """
         if record == self.last:
@@ -62,7 +66,7 @@ class Monitor:
             self.sequence = _sequence(self.delta, self.window, least)
         self.sequence.update(wrong, probability)
         self.adaptive.least = least
-        self.adaptive.update(wrong, probability)
+        self.adaptive.update(wrong and accepted, probability)
         self.last = record
         self.audits += 1
         self.wrong += wrong

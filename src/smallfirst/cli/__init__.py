@@ -12,14 +12,16 @@ import typer
 from rich.markup import escape
 
 from smallfirst import __version__
-from smallfirst.cli import gateway, keys, models, records, replay, report
+from smallfirst.cli import calibrate, gateway, keys, models, records, replay, report, whatif
 from smallfirst.cli.common import err, out
 from smallfirst.errors import ConfigError, SmallfirstError
 
 GROUPS: tuple[tuple[str | None, typer.Typer], ...] = (
     (None, gateway.app),
     (None, report.app),
+    (None, calibrate.app),
     (None, replay.app),
+    (None, whatif.app),
     ("records", records.app),
     ("keys", keys.app),
     ("models", models.app),

@@ -10,17 +10,18 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, replace
 from functools import partial
+from random import Random
 
 from smallfirst.budget import Allowance
 from smallfirst.cascade import Outcome
-from smallfirst.chance import audit_probability
+from smallfirst.chance import audit_probability, draw
 from smallfirst.guarantee import Certificate
 from smallfirst.labels import agrees
 from smallfirst.monitor import Monitor
 from smallfirst.serve.calibrations import Calibrations, Standing
 from smallfirst.serve.shadow import Shadow
 from smallfirst.store import Store
-from smallfirst.types import Attempt, Completion
+from smallfirst.types import Attempt, Completion, Stage
 
 VERDICTS = {True: "same", False: "different", None: "not_told"}
 """Reasons of audit attempts: whether the large model gave the same answer, None where that cannot be told."""
@@ -28,31 +29,42 @@ VERDICTS = {True: "same", False: "different", None: "not_told"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Audit(Shadow):
-    """A large stage's answer, to be compared with the `accepted` one; `probability` is that of the draw."""
+    """A large stage's answer, to be compared with the `small` one; `probability` is that of the draw.
+
+    `answered` is set where the large model was asked already, because a stricter threshold than the certified one
+    escalated the call; None where the small answer was accepted.
+    """
 
     task: str
-    accepted: Completion
+    small: Completion
     standing: Standing
     probability: float
     least: float
     calibrations: Calibrations
+    answered: Attempt | None = None
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        return () if self.answered else (self.stage,)
 
     async def attempts(self, allowance: Allowance) -> tuple[Attempt, ...]:
+        if self.answered is not None:
+            return ()
         attempt = await self.cascade.audit(self.stage, self.request, allowance)
         return (replace(attempt, reason=VERDICTS[self._same(attempt)], probability=self.probability),)
 
     async def recorded(self, store: Store, attempts: tuple[Attempt, ...]) -> None:
         """Take the audit into the task's monitor, as long as the calibration that it judges is in force."""
-        reason, now = attempts[0].reason, self.calibrations.standing(self.task)
-        if reason == VERDICTS[None] or now is None or now.id != self.standing.id:
+        same, now = self._same(self.answered or attempts[0]), self.calibrations.standing(self.task)
+        if same is None or now is None or now.id != self.standing.id:
             return
-        changed = await store.change_monitor(self.task, partial(self._changed, reason == VERDICTS[False]))
+        changed = await store.change_monitor(self.task, partial(self._changed, not same))
         self.calibrations.audited(self.task, Monitor.from_json(changed))
 
     def _same(self, attempt: Attempt) -> bool | None:
         if attempt.completion is None or not attempt.completion.choices or not attempt.verdict.ok:
             return None
-        return agrees(self.request, self.accepted.choices[0], attempt.completion.choices[0])
+        return agrees(self.request, self.small.choices[0], attempt.completion.choices[0])
 
     def _changed(self, wrong: bool, state: str) -> str:
         """The monitor's state with this audit; a new monitor when it watched another calibration."""
@@ -61,15 +73,50 @@ class Audit(Shadow):
             outcome = self.standing.acceptance.outcome
             assert isinstance(outcome, Certificate)
             monitor = Monitor.of(self.standing.id, outcome, self.least, monitor.since if monitor else 0.0)
-        monitor.take(self.record_id, wrong, self.probability, least=self.least, now=time.time())
+        accepted = self.answered is None
+        monitor.take(self.record_id, wrong, self.probability, accepted=accepted, least=self.least, now=time.time())
         return monitor.to_json()
 
 
-def chance_of_audit(standing: Standing | None, outcome: Outcome, least: float) -> float:
-    """How likely this outcome's answer is audited: 0 unless a calibrator accepted it."""
-    if standing is None or not least or outcome.served is None or outcome.decision != "accept":
-        return 0.0
-    served = outcome.attempts[outcome.served]
-    if served.confidence is None or served.kind == "cache":
-        return 0.0
-    return audit_probability(served.confidence, standing.threshold, least)
+@dataclass(frozen=True, slots=True)
+class Audits:
+    """Decides what is audited."""
+
+    calibrations: Calibrations
+    random: Random
+
+    def of(self, asked: Shadow, task: str, outcome: Outcome, standing: Standing, least: float) -> Audit | None:
+        """The audit of an outcome that `standing` decided on, if there is one; `asked` is the large stage with the
+        call, `least` the policy's `audit`."""
+        judged = next((a for a in reversed(outcome.attempts) if _judged(a)), None)
+        if not least or judged is None or judged.completion is None or judged.confidence is None:
+            return None
+        answered, probability = None, 1.0
+        if judged.decision == "accept":
+            chance = audit_probability(judged.confidence, standing.threshold, least)
+            audited, probability = draw(chance, self.random)
+            if not audited:
+                return None
+        elif not judged.verdict.ok or judged.confidence < standing.acceptance.threshold or outcome.served is None:
+            return None
+        else:
+            answered = outcome.attempts[outcome.served]
+        return Audit(
+            asked.record_id,
+            asked.caller,
+            asked.cascade,
+            asked.stage,
+            asked.request,
+            asked.capture,
+            task=task,
+            small=judged.completion,
+            standing=standing,
+            probability=probability,
+            least=least,
+            calibrations=self.calibrations,
+            answered=answered,
+        )
+
+
+def _judged(attempt: Attempt) -> bool:
+    return attempt.small and attempt.kind != "cache" and attempt.decision in {"accept", "escalate"}

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field, replace
-from random import Random, SystemRandom
+from random import Random
 
 import msgspec
 
@@ -25,7 +25,7 @@ from smallfirst.config import Config, Policy
 from smallfirst.errors import RequestError, SmallfirstError, StoreError
 from smallfirst.router import Candidate, identify, promising, route, without_small
 from smallfirst.serve.access import Access, Admission, Caller
-from smallfirst.serve.audit import Audit, chance_of_audit
+from smallfirst.serve.audit import Audits
 from smallfirst.serve.cache import ResponseCache
 from smallfirst.serve.calibrations import Calibrations, Standing
 from smallfirst.serve.exchange import ClientGone, Exchange, printable
@@ -72,8 +72,9 @@ class Gateway:
     cache: ResponseCache
     shadows: Shadows
     calibrations: Calibrations
+    audits: Audits
     telemetry: Telemetry
-    random: Random = field(default_factory=SystemRandom)
+    random: Random
 
     async def answer(self, wire: Wire, exchange: Exchange) -> None:
         """Answer one call on `wire`. Raises SmallfirstError as long as nothing was sent."""
@@ -114,24 +115,11 @@ class Gateway:
         asked = (record.id, call.caller, call.cascade)
         for stage in call.route.shadow:
             self.shadows.submit(Shadow(*asked, stage, call.request, call.policy.capture, call.route.others))
-        standing, least = call.route.calibrator, call.policy.audit
-        if not isinstance(standing, Standing) or outcome.completion is None:
-            return
-        audited, probability = draw(chance_of_audit(standing, outcome, least), self.random)
-        if audited:
-            audit = Audit(
-                *asked,
-                call.route.stages[-1],
-                call.request,
-                call.policy.capture,
-                task=call.route.task,
-                accepted=outcome.completion,
-                standing=standing,
-                probability=probability,
-                least=least,
-                calibrations=self.calibrations,
-            )
-            self.shadows.submit(audit)
+        if isinstance(standing := call.route.calibrator, Standing):
+            large = Shadow(*asked, call.route.stages[-1], call.request, call.policy.capture)
+            audit = self.audits.of(large, call.route.task, outcome, standing, call.policy.audit)
+            if audit is not None:
+                self.shadows.submit(audit)
 
     def _plan(self, request: Request, caller: Caller) -> Call:
         """Task, policy and route of a call; everything that can be refused before a model is asked is refused here."""

@@ -10,6 +10,7 @@ import socket
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from random import SystemRandom
 
 import structlog
 import uvicorn
@@ -20,6 +21,7 @@ from smallfirst.config import Config, Server
 from smallfirst.errors import ConfigError, StoreError
 from smallfirst.serve.access import LOOPBACK, Access, Admission
 from smallfirst.serve.app import App
+from smallfirst.serve.audit import Audits
 from smallfirst.serve.cache import ResponseCache
 from smallfirst.serve.calibrations import Calibrations
 from smallfirst.serve.gateway import Gateway
@@ -39,6 +41,7 @@ async def open_gateway(config: Config, env: Mapping[str, str]) -> AsyncIterator[
         shadows = Shadows(parts.store, telemetry)
         calibrations = Calibrations(parts.store, config, parts.candidates, telemetry)
         await calibrations.refresh()
+        random = SystemRandom()
         gateway = Gateway(
             config=config,
             config_hash=config.hash,
@@ -51,7 +54,9 @@ async def open_gateway(config: Config, env: Mapping[str, str]) -> AsyncIterator[
             cache=ResponseCache(parts.store, config.hash),
             shadows=shadows,
             calibrations=calibrations,
+            audits=Audits(calibrations, random),
             telemetry=telemetry,
+            random=random,
         )
         await shadows.start()
         background = [asyncio.create_task(work) for work in (_prune(gateway), calibrations.follow())]

@@ -38,6 +38,11 @@ class Shadow:
     capture: bool
     others: tuple[Stage, ...] = ()
 
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """All that is asked."""
+        return (self.stage, *self.others)
+
     async def attempts(self, allowance: Allowance) -> tuple[Attempt, ...]:
         """Answer."""
         return await self.cascade.shadow(self.stage, self.request, allowance, self.others)
@@ -92,13 +97,14 @@ class Shadows:
         allowance = Allowance(time.monotonic())
         async with self._budget(shadow, allowance):
             attempts = await shadow.attempts(allowance)
-        await self._store.add_attempts(shadow.record_id, attempts, capture=shadow.capture)
-        self._telemetry.attempted(attempts)
+        if attempts:
+            await self._store.add_attempts(shadow.record_id, attempts, capture=shadow.capture)
+            self._telemetry.attempted(attempts)
         await shadow.recorded(self._store, attempts)
 
     def _budget(self, shadow: Shadow, allowance: Allowance) -> AbstractAsyncContextManager[None]:
         """The caller's daily budget, where there is one and the shadow costs more than this machine's time."""
-        pricing, stages = shadow.cascade.pricing, (shadow.stage, *shadow.others)
+        pricing, stages = shadow.cascade.pricing, shadow.stages
         free = all(pricing.expected(stage, shadow.request) == 0 for stage in stages)
         if shadow.caller.limits.usd_per_day is None or free:
             return nullcontext()
