@@ -101,4 +101,5 @@ def _gap(logits: Any, rows: Sequence[Sequence[Encoded]]) -> Tensor:
     made = logits(batch).float()
     losses = torch.nn.functional.cross_entropy(made, batch.targets[batch.wanted].to(made.device), reduction="none")
     sums = [part.sum() for part in losses.split([len(e.completion) for row in rows for e in row])]
-    return torch.stack([wrong - right for right, wrong in zip(sums[::2], sums[1::2], strict=True)])
+    gaps: Tensor = torch.stack([wrong - right for right, wrong in zip(sums[::2], sums[1::2], strict=True)])
+    return gaps
