@@ -64,7 +64,7 @@ def test_the_simple_ways_are_what_they_say(replay: Replay, said: dict[str, Any])
     assert rows["oracle"]["accuracy"]["value"] >= max(row["accuracy"]["value"] for row in rows.values())
     per_call = {name: rows[name]["cps"]["value"] * rows[name]["accuracy"]["value"] for name in rows}
     ours = said["cps"]["value"] * said["accuracy"]["value"]
-    assert per_call["random-mix"] == pytest.approx(ours, rel=0.02)
+    assert per_call["random-mix"] == pytest.approx(ours, rel=0.05)
     assert replay.facts.small_right.mean() == pytest.approx(rows["always-small"]["accuracy"]["value"], abs=0.05)
 
 
