@@ -197,7 +197,7 @@ async def test_the_demo_counts_failed_calls_that_left_no_record(
     """A call that failed without a record is in the figures as not answered and not right, and its reason is shown."""
     questions = [question(0, "Rome?"), question(1, "fail without record")]
     result, text = await run(monkeypatch, loopback, store, questions)
-    assert (result.overall.calls, result.overall.coverage.value, result.overall.accuracy.value) == (2, 0.5, 0.5)
+    assert (result.overall.calls, result.overall.answered.value, result.overall.accuracy.value) == (2, 0.5, 0.5)
     assert "1 of 2 calls failed and count as wrong:" in text
     assert "broken" in text
 

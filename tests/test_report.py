@@ -10,6 +10,7 @@ import pytest
 from rich.console import Console
 
 from smallfirst import report
+from smallfirst.types import Pair
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,9 @@ class Call:
     executable: bool = True
     escalated: bool = False
     cached: bool = False
+    by_small: bool = False
+    pair: Pair | None = None
+    afterwards_usd: float | None = 0.0
 
 
 CALLS = [
@@ -47,7 +51,8 @@ def text_of(calls: list[Call], width: int = 100) -> str:
 def test_the_figures_are_those_worked_out_by_hand() -> None:
     """Rates over all calls, accuracy over the labelled ones, costs over the labelled ones with a price."""
     overall = report.summarise(CALLS).overall
-    values = {spec.attribute: getattr(overall, spec.attribute) for spec in report.FIGURES}
+    values = {spec.attribute: getattr(overall, spec.attribute) for spec in report.FIGURES if spec.always}
+    assert values.pop("coverage").value == 0
     assert {name: (figure.value, figure.n) for name, figure in values.items()} == {
         "valid_first": (3 / 5, 5),
         "executable": (4 / 5, 5),
@@ -55,7 +60,7 @@ def test_the_figures_are_those_worked_out_by_hand() -> None:
         "wrong_but_valid": (1 / 4, 4),
         "escalation": (1 / 5, 5),
         "cache_hits": (1 / 5, 5),
-        "coverage": (4 / 5, 5),
+        "answered": (4 / 5, 5),
         "labelled": (4 / 5, 5),
         "latency_p50": (3.0, 5),
         "latency_p95": (5.0, 5),
@@ -79,6 +84,8 @@ def test_every_figure_has_an_interval_around_it() -> None:
     overall = report.summarise(calls).overall
     for spec in report.FIGURES:
         figure = getattr(overall, spec.attribute)
+        if figure.value is None and not spec.always:
+            continue
         assert figure.low <= figure.value <= figure.high, spec.name
 
 
@@ -126,6 +133,48 @@ def test_unknown_prices_are_said_to_be_unknown() -> None:
 def test_no_success_has_no_cost_per_success() -> None:
     """Where every labelled call is wrong there is a cost, but none per success."""
     assert "none right" in text_of([Call(correct=False)])
+
+
+def audited(differs: bool, weight: float, **more: object) -> Call:
+    """An accepted small answer that cost a tenth of what the large model's audit did."""
+    pair = Pair(weight, differs, large_usd=0.2, large_tokens=100)
+    return Call(correct=None, by_small=True, cost_usd=0.02, pair=pair, **more)
+
+
+ESCALATED = Call(correct=None, escalated=True, cost_usd=0.22, pair=Pair(1.0, False, 0.2, 100))
+
+
+def test_accepted_failure_is_weighted_by_the_odds_of_audits() -> None:
+    """An audit drawn with 1 in 10 stands for ten calls; its interval is that of the effective number of audits."""
+    calls = [audited(True, 1.0), *[audited(False, 1.0)] * 9, *[audited(False, 10.0)] * 9]
+    figure = report.summarise(calls).overall.accepted_failure
+    assert (figure.value, figure.n) == (pytest.approx(1 / 100), 19)
+    assert figure.low < 0.01 < 0.2 < figure.high < 0.4
+
+
+def test_savings_are_told_by_pairs() -> None:
+    """Cost, tokens and cost per success against the large model alone, accepted calls by their audits' weights."""
+    calls = [*[audited(False, 4.0)] * 19, audited(True, 4.0), *[ESCALATED] * 20, *[Call(by_small=True)] * 60]
+    overall = report.summarise(calls).overall
+    cost, large, right = 80 * 0.02 + 20 * 0.22, 100 * 0.2, 96 / 100
+    assert overall.coverage.value == 0.8
+    assert overall.cost_saved.value == pytest.approx(1 - cost / large)
+    assert overall.cps_ratio.value == pytest.approx(cost / large / right)
+    assert overall.tokens_saved.value == pytest.approx(0.8)
+    assert "CPS to large-only" in text_of(calls)
+
+
+def test_savings_are_not_told_without_audits() -> None:
+    """Escalated calls alone would make small-first look dear, accepted ones without audits cheap: neither is said."""
+    overall = report.summarise([ESCALATED, Call(by_small=True)]).overall
+    assert (overall.cps_ratio.value, overall.cost_saved.value, overall.accepted_failure.value) == (None, None, None)
+
+
+def test_what_is_made_afterwards_is_a_cost_of_its_own() -> None:
+    """Shadows and audits are in no call's cost, and told beside it."""
+    calls = [Call(afterwards_usd=0.5), Call(afterwards_usd=None)]
+    assert report.summarise(calls).overall.afterwards_usd == pytest.approx(0.5)
+    assert "Shadows and audits, which are in no other cost: $0.5." in text_of(calls)
 
 
 def test_no_calls_make_an_empty_report() -> None:

@@ -68,6 +68,9 @@ class Unrecorded:
     executable: bool = False
     escalated: bool = False
     cached: bool = False
+    by_small: bool = False
+    pair: None = None
+    afterwards_usd: float = 0.0
 
 
 async def run(

@@ -2,7 +2,12 @@
 
 The definitions are those of mechanisms section 1 (after arXiv 2510.03847). What needs to know right from wrong is
 computed over the labelled calls alone, and `Report.label` names the label; a call without one is never guessed at. A
-call whose price is unknown is left out of costs and counted as unpriced. This module knows neither store nor gateway.
+call whose price is unknown is left out of costs and counted as unpriced.
+
+What small-first saves is told by pairs: calls whose answer served stands beside the large model's to the same call.
+Calls that the large model answered are pairs as they are; of those that a small model answered, the audited ones, each
+of which stands for one over the probability of its audit. Right means there: the same as the large model's. This module
+knows neither store nor gateway.
 """
 
 from __future__ import annotations
@@ -20,19 +25,32 @@ from rich.text import Text
 
 from smallfirst import stats
 from smallfirst.stats import Figure
+from smallfirst.types import Pair
 
 Columns = NDArray[Any]
 FEEDBACK = "latest feedback of kind 'correct'"
 _PAGE = 4096
-_NUMBERS = ("seconds", "cost_usd", "cost_usd_local_free", "input_tokens", "output_tokens")
-_FLAGS = ("valid_first", "executable", "escalated", "cached", "served", "labelled", "right")
-_COLUMNS = np.dtype([("task", "u4"), *((name, "f8") for name in _NUMBERS), *((name, "?") for name in _FLAGS)])
-_TASK_TABLE = ("valid_first", "accuracy", "wrong_but_valid", "escalation", "latency_p50", "cps")
+_NUMBERS = ("seconds", "cost_usd", "cost_usd_local_free", "input_tokens", "output_tokens", "large_usd")
+_SMALL_NUMBERS = ("afterwards_usd", "weight", "large_tokens")
+_FLAGS = (
+    *("valid_first", "executable", "escalated", "cached", "served", "labelled", "right"),
+    *("by_small", "differs"),
+)
+_COLUMNS = np.dtype(
+    [
+        ("task", "u4"),
+        *((name, "f8") for name in _NUMBERS),
+        *((name, "f4") for name in _SMALL_NUMBERS),
+        *((name, "?") for name in _FLAGS),
+    ]
+)
+_TASK_TABLE = ("coverage", "accepted_failure", "accuracy", "escalation", "latency_p50", "cps", "cps_ratio")
 
 
 class Call(Protocol):
     """A recorded call in numbers (`store.RecordSummary` is one). `served` is None when no answer was given; `correct`
-    is the label, None without one; costs are in USD, None when a price is unknown."""
+    is the label, None without one; costs are in USD, None when a price is unknown. `afterwards_usd` is what shadows and
+    audits cost, which is in no other cost."""
 
     @property
     def task(self) -> str: ...
@@ -58,13 +76,20 @@ class Call(Protocol):
     def escalated(self) -> bool: ...
     @property
     def cached(self) -> bool: ...
+    @property
+    def by_small(self) -> bool: ...
+    @property
+    def pair(self) -> Pair | None: ...
+    @property
+    def afterwards_usd(self) -> float | None: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Summary:
     """The figures of one task, or of all calls when `task` is None. `FIGURES` says what each of them means.
 
-    `cost_usd` and `cost_usd_local_free` are totals over the calls with a known price; `unpriced` counts the others.
+    `cost_usd`, `cost_usd_local_free` and `afterwards_usd` are totals over the calls with a known price; `unpriced`
+    counts the others.
     """
 
     task: str | None
@@ -72,20 +97,27 @@ class Summary:
     unpriced: int
     cost_usd: float
     cost_usd_local_free: float
+    afterwards_usd: float
     valid_first: Figure
     executable: Figure
     accuracy: Figure
     wrong_but_valid: Figure
     escalation: Figure
     cache_hits: Figure
-    coverage: Figure
+    answered: Figure
     labelled: Figure
+    coverage: Figure
+    accepted_failure: Figure
+    accepted_failure_labelled: Figure
     latency_p50: Figure
     latency_p95: Figure
     tokens_in: Figure
     tokens_out: Figure
     cps: Figure
     cps_local_free: Figure
+    cps_ratio: Figure
+    cost_saved: Figure
+    tokens_saved: Figure
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,12 +132,13 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class FigureSpec:
-    """How a figure of a `Summary` is shown and what it means."""
+    """How a figure of a `Summary` is shown and what it means; unless `always`, only where it is known."""
 
     attribute: str
     name: str
-    unit: Literal["rate", "seconds", "tokens", "usd"]
+    unit: Literal["rate", "seconds", "tokens", "usd", "ratio"]
     meaning: str
+    always: bool = True
 
 
 FIGURES = (
@@ -115,19 +148,25 @@ FIGURES = (
     FigureSpec("wrong_but_valid", "wrong-but-valid", "rate", "valid but wrong, among labelled calls"),
     FigureSpec("escalation", "escalation", "rate", "a larger model was asked"),
     FigureSpec("cache_hits", "cache hits", "rate", "answered from the response cache"),
-    FigureSpec("coverage", "coverage", "rate", "an answer was given"),
+    FigureSpec("answered", "answered", "rate", "an answer was given"),
     FigureSpec("labelled", "labelled", "rate", "calls with a label"),
+    FigureSpec("coverage", "coverage", "rate", "a small model's answer was accepted"),
+    FigureSpec("accepted_failure", "accepted failure", "rate", "accepted, but not what audits found", False),
+    FigureSpec("accepted_failure_labelled", "accepted failure, labels", "rate", "accepted, but labelled wrong", False),
     FigureSpec("latency_p50", "p50", "seconds", "median time of a call"),
     FigureSpec("latency_p95", "p95", "seconds", "time that 95 of 100 calls stay under"),
     FigureSpec("tokens_in", "tokens in", "tokens", "mean input tokens, every attempt"),
     FigureSpec("tokens_out", "tokens out", "tokens", "mean output tokens, every attempt"),
     FigureSpec("cps", "CPS", "usd", "USD per 1,000 right answers"),
     FigureSpec("cps_local_free", "CPS, local free", "usd", "the same, local machine time at 0"),
+    FigureSpec("cps_ratio", "CPS to large-only", "ratio", "by pairs with the large model's answer", False),
+    FigureSpec("cost_saved", "cost saved", "rate", "of the cost of the large model alone, by pairs", False),
+    FigureSpec("tokens_saved", "large tokens saved", "rate", "of the large model's tokens, by pairs", False),
 )
 
 
 class Tally:
-    """Adds calls up and keeps of each what the figures need, 51 bytes, so that any number of them can be reported."""
+    """Adds calls up and keeps of each what the figures need, 73 bytes, so that any number of them can be reported."""
 
     def __init__(self) -> None:
         self._tasks: dict[str, int] = {}
@@ -136,6 +175,7 @@ class Tally:
 
     def add(self, call: Call) -> None:
         """Count `call` in."""
+        pair = call.pair
         self._page.append(
             (
                 self._tasks.setdefault(call.task, len(self._tasks)),
@@ -144,6 +184,10 @@ class Tally:
                 call.cost_usd_local_free,
                 call.input_tokens,
                 call.output_tokens,
+                pair.large_usd if pair else None,
+                call.afterwards_usd,
+                pair.weight if pair else 0.0,
+                pair.large_tokens if pair else 0.0,
                 call.valid_first,
                 call.executable,
                 call.escalated,
@@ -151,6 +195,8 @@ class Tally:
                 call.served is not None,
                 call.correct is not None,
                 bool(call.correct),
+                call.by_small,
+                bool(pair and pair.differs),
             )
         )
         if len(self._page) == _PAGE:
@@ -208,19 +254,24 @@ def _summary(task: str | None, calls: Columns, level: float) -> Summary:
         unpriced=len(calls) - len(priced),
         cost_usd=float(priced["cost_usd"].sum()),
         cost_usd_local_free=float(priced["cost_usd_local_free"].sum()),
+        afterwards_usd=float(np.nansum(calls["afterwards_usd"], dtype=np.float64)),
         valid_first=rate(calls["valid_first"]),
         executable=rate(calls["executable"]),
         accuracy=rate(labelled["right"]),
         wrong_but_valid=rate(labelled["executable"] & ~labelled["right"]),
         escalation=rate(calls["escalated"]),
         cache_hits=rate(calls["cached"]),
-        coverage=rate(calls["served"]),
+        answered=rate(calls["served"]),
         labelled=rate(calls["labelled"]),
+        coverage=rate(calls["by_small"]),
+        accepted_failure=_accepted_failure(calls, level),
+        accepted_failure_labelled=rate(~labelled["right"][labelled["by_small"]]),
         latency_p50=stats.quantile(calls["seconds"], 0.5, level),
         latency_p95=stats.quantile(calls["seconds"], 0.95, level),
         tokens_in=stats.mean(calls["input_tokens"], level=level),
         tokens_out=stats.mean(calls["output_tokens"], level=level),
         **_costs_per_success(priced[priced["labelled"]], level),
+        **_savings(calls, level),
     )
 
 
@@ -231,6 +282,37 @@ def _costs_per_success(calls: Columns, level: float) -> dict[str, Figure]:
     }
 
 
+def _accepted_failure(calls: Columns, level: float) -> Figure:
+    """The rate at which audits found accepted answers wrong, each weighted by one over its probability, with Wilson's
+    interval at the effective number of audits, (sum w)^2 / sum w^2 (Kish 1965)."""
+    audits = calls[calls["by_small"] & (calls["weight"] > 0)]
+    weight = audits["weight"].astype(np.float64)
+    if not len(audits):
+        return Figure(None, None, None, 0, "wilson")
+    rate = float(weight[audits["differs"]].sum() / weight.sum())
+    low, high = stats.score_interval(rate, float(weight.sum() ** 2 / (weight**2).sum()), level)
+    return Figure(rate, low, high, len(audits), "wilson, effective n")
+
+
+def _savings(calls: Columns, level: float) -> dict[str, Figure]:
+    """Small-first against the large model alone, over weighted pairs; unknown unless a small model's answers were
+    audited in every task where some were accepted."""
+    names = ("cps_ratio", "cost_saved", "tokens_saved")
+    small, paired = calls["by_small"], calls["weight"] > 0
+    told = np.isin(calls["task"], np.setdiff1d(calls["task"][small], calls["task"][small & paired]), invert=True)
+    pairs = calls[paired & told & ~np.isnan(calls["cost_usd"]) & ~np.isnan(calls["large_usd"])]
+    if not pairs["by_small"].any():
+        return dict.fromkeys(names, Figure(None, None, None, 0, "bca"))
+    weight = pairs["weight"].astype(np.float64)
+    cost, large = weight * pairs["cost_usd"], weight * pairs["large_usd"]
+    tokens = weight * pairs["large_tokens"]
+    return {
+        "cps_ratio": stats.ratio_of_ratios((cost, large), (weight * ~pairs["differs"], weight), level=level),
+        "cost_saved": stats.ratio(large - cost, large, level=level),
+        "tokens_saved": stats.ratio(tokens * pairs["by_small"], tokens, level=level),
+    }
+
+
 def _row(summary: Summary, report: Report) -> dict[str, Any]:
     return {
         "task": summary.task,
@@ -238,6 +320,7 @@ def _row(summary: Summary, report: Report) -> dict[str, Any]:
         **{spec.name: figure_row(getattr(summary, spec.attribute)) for spec in FIGURES},
         "cost USD": summary.cost_usd,
         "cost USD, local free": summary.cost_usd_local_free,
+        "shadows and audits USD": summary.afterwards_usd,
         "unpriced": summary.unpriced,
         "label": report.label,
         "level": report.level,
@@ -253,6 +336,8 @@ def _overall_table(report: Report) -> Table:
     table.add_column("meaning", style="dim")
     for spec in FIGURES:
         figure: Figure = getattr(report.overall, spec.attribute)
+        if figure.value is None and not spec.always:
+            continue
         value = _value_text(report.overall, spec)
         table.add_row(spec.name, value, _interval_text(figure, spec), f"{figure.n:,}", spec.meaning)
     return table
@@ -279,10 +364,15 @@ def _notes(report: Report) -> list[Text]:
     overall = report.overall
     labels = f"Right or wrong by: {report.label}." if overall.labelled.value else "No call is labelled."
     costs = f"Total cost ${overall.cost_usd:.4g}; with local machine time at 0, ${overall.cost_usd_local_free:.4g}."
+    beside = (
+        [Text(f"Shadows and audits, which are in no other cost: ${overall.afterwards_usd:.4g}.")]
+        if overall.afterwards_usd
+        else []
+    )
     unpriced = (
         [Text(f"Calls without a known price, which are in no cost: {overall.unpriced:,}.")] if overall.unpriced else []
     )
-    return [Text(labels), Text(costs), *unpriced]
+    return [Text(labels), Text(costs), *beside, *unpriced]
 
 
 def _value_text(summary: Summary, spec: FigureSpec, digits: int = 3) -> str:
@@ -293,6 +383,8 @@ def _value_text(summary: Summary, spec: FigureSpec, digits: int = 3) -> str:
         return "none right"
     if summary.calls == 0:
         return "no calls"
+    if not spec.always:
+        return "not told"
     return "unknown price" if summary.labelled.value else "not labelled"
 
 

@@ -288,8 +288,10 @@ class Attempt:
     """One stage's try. `kind` tells a first generation from a repair; `error` is set when there is no completion.
 
     `small` tells whose try it was. Made after the client was served are those with `decision` "shadow" (a small
-    model's, to learn from) and "audit" (the large one's, to check an accepted answer by); "evidence" is one made beside
-    a small model's, to see whether the two agree. `probability` is that of the draw by which it was made, None without.
+    model's, to learn from) and "audit" (the large one's, to check an accepted answer by; its `reason` says what it
+    found: "same", "different", or "not_told" when answers cannot be compared or there is none). "evidence" is one made
+    beside a small model's, to see whether the two agree. `probability` is that of the draw by which it was made, None
+    without.
     `features` are the confidence features (see `confidence`); `confidence` is the calibrated P(correct) if there is a
     calibrator. Times in seconds, cost in USD (None: the price is unknown): `cost_usd` prices local machine time,
     `cost_usd_local_free` does not.
@@ -312,6 +314,18 @@ class Attempt:
     seconds: float = 0.0
     first_token_s: float | None = None
     error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A served answer beside the large model's own to the same call; it stands for `weight` calls, which is one over
+    the probability that the large model was asked. `differs`: the two are not the same answer. The cost is in USD, None
+    where the price is unknown; tokens are input and output."""
+
+    weight: float
+    differs: bool
+    large_usd: float | None
+    large_tokens: int
 
 
 def total_usd(costs: Iterable[float | None]) -> float | None:

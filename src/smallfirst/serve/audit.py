@@ -23,8 +23,7 @@ from smallfirst.serve.shadow import Shadow
 from smallfirst.store import Store
 from smallfirst.types import Attempt, Completion, Stage
 
-VERDICTS = {True: "same", False: "different", None: "not_told"}
-"""Reasons of audit attempts: whether the large model gave the same answer, None where that cannot be told."""
+_REASONS = {True: "same", False: "different", None: "not_told"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +50,7 @@ class Audit(Shadow):
         if self.answered is not None:
             return ()
         attempt = await self.cascade.audit(self.stage, self.request, allowance)
-        return (replace(attempt, reason=VERDICTS[self._same(attempt)], probability=self.probability),)
+        return (replace(attempt, reason=_REASONS[self._same(attempt)], probability=self.probability),)
 
     async def recorded(self, store: Store, attempts: tuple[Attempt, ...]) -> None:
         """Take the audit into the task's monitor, as long as the calibration that it judges is in force."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import takewhile
 
-from smallfirst.types import AFTERWARDS, Attempt, Decision, Feedback, Json, Mode, Wire, total_usd
+from smallfirst.types import AFTERWARDS, Attempt, Decision, Feedback, Json, Mode, Pair, Wire, total_usd
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +114,28 @@ class RecordSummary:
     def own_attempts(self) -> tuple[AttemptSummary, ...]:
         """The attempts that the call itself made, those of other models beside a small one's included."""
         return tuple(takewhile(lambda attempt: attempt.decision not in AFTERWARDS, self.attempts))
+
+    @property
+    def afterwards_usd(self) -> float | None:
+        """What shadows and audits of the call cost."""
+        return total_usd(a.cost_usd for a in self.attempts[len(self.own_attempts) :])
+
+    @property
+    def by_small(self) -> bool:
+        """A small model's answer was accepted and served, and not from the response cache."""
+        return self.decision == "accept" and not self.cached
+
+    @property
+    def pair(self) -> Pair | None:
+        """The answer served beside the large model's: its own, or an audit's; None without either."""
+        audit = next((a for a in self.attempts if a.decision == "audit" and a.reason != "not_told"), None)
+        served = self.served_attempt
+        if self.by_small and audit is not None and audit.probability is not None:
+            tokens = audit.input_tokens + audit.output_tokens
+            return Pair(1 / audit.probability, audit.reason == "different", audit.cost_usd, tokens)
+        if served is None or served.small or self.cached:
+            return None
+        return Pair(1.0, False, served.cost_usd, served.input_tokens + served.output_tokens)
 
     @property
     def served_attempt(self) -> AttemptSummary | None:
