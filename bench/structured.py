@@ -142,8 +142,8 @@ class Tally:
 def timed(name: str, seconds: list[float], scale: float) -> dict[str, Any]:
     values = [s * scale for s in seconds]
     return {
-        f"{name} p50": quantile(values, 0.5) if values else Figure(None, None, None, 0),
-        f"{name} p95": quantile(values, 0.95) if values else Figure(None, None, None, 0),
+        f"{name} p50": quantile(values, 0.5),
+        f"{name} p95": quantile(values, 0.95),
         f"{name} max": max(values, default=None),
     }
 
