@@ -346,3 +346,9 @@ def test_missing_parts_are_refused() -> None:
 def test_the_same_labels_give_the_same_model() -> None:
     """Nothing depends on a clock or a global seed."""
     assert fit(*calls(150)[:2]).model.to_json() == OWN.to_json()
+
+
+def test_labels_without_any_feature_give_their_rate() -> None:
+    """Answers of which nothing is known have one confidence, and the artifact is sound."""
+    model = fit([{} for _ in range(100)], np.arange(100) % 4 > 0).model
+    assert Model.from_json(model.to_json()).confidence({}) == pytest.approx(0.75, abs=0.05)

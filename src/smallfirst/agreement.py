@@ -146,15 +146,16 @@ def _canonical(value: Any, schemas: list[Json], root: Json) -> Any:
     """`value` in the form in which equal values are equal; `schemas` are those known to apply to it."""
     if isinstance(value, dict):
         members = {}
+        properties = [found for one in schemas if isinstance(found := one.get("properties"), dict)]
         for key, member in value.items():
-            inner = [s for one in schemas if (sub := _sub(one, "properties").get(key)) for s in _applying(sub, root)]
+            inner = [s for one in properties if (sub := one.get(key)) for s in _applying(sub, root)]
             form = _canonical(member, inner, root)
             defaults = [_canonical(one["default"], inner, root) for one in inner if "default" in one]
             if not (defaults and canonical_json(form) in map(canonical_json, defaults)):
                 members[key] = form
         return members
     if isinstance(value, list):
-        items = [s for one in schemas if isinstance(sub := one.get("items"), Mapping) for s in _applying(sub, root)]
+        items = [s for one in schemas if isinstance(sub := one.get("items"), dict) for s in _applying(sub, root)]
         return [_canonical(item, items, root) for item in value]
     if isinstance(value, float) and value.is_integer():
         return int(value)
@@ -177,20 +178,15 @@ def _folded(text: str) -> str:
     return _SPACES.sub(" ", text.strip()).casefold()
 
 
-def _sub(schema: Json, keyword: str) -> Json:
-    found = schema.get(keyword)
-    return found if isinstance(found, Mapping) else {}
-
-
 def _applying(schema: Any, root: Json) -> list[Json]:
     """`schema` and those that certainly apply with it: reference, allOf, and the one branch beside {"type": "null"}."""
-    if isinstance(schema, Mapping) and _COMBINING.isdisjoint(schema):
+    if isinstance(schema, dict) and _COMBINING.isdisjoint(schema):
         return [schema]
     found: list[Json] = []
     stack = [schema]
     while stack:
         one = stack.pop()
-        if not isinstance(one, Mapping) or any(one is known for known in found):
+        if not isinstance(one, dict) or any(one is known for known in found):
             continue
         found.append(one)
         if isinstance(one.get("$ref"), str):

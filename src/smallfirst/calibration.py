@@ -40,6 +40,7 @@ _CORRECTION = 2.0
 _APART = 1.5
 _CLIP = 4.0
 _DIGITS = 5
+_LARGEST = 1e9
 _STEPS = 30
 _COUNTS = frozenset(name for name, kind in FEATURES.items() if kind == "count")
 
@@ -144,9 +145,9 @@ class Model:
         shapes |= {"knots": self.values.shape, "values": (self.values.size,)}
         for name, shape in shapes.items():
             array = getattr(self, name)
-            if array.shape != shape or not array.size or not np.isfinite(array).all():
+            if array.shape != shape or not np.isfinite(array).all():
                 raise ValueError(f"{name} has shape {array.shape!r}: allowed are finite numbers of shape {shape!r}")
-        rising = (np.diff(self.knots) >= 0).all() and (np.diff(self.values) >= 0).all()
+        rising = self.values.size and (np.diff(self.knots) >= 0).all() and (np.diff(self.values) >= 0).all()
         if not (rising and self.values[0] >= 0 and self.values[-1] <= 1 and (self.scale > 0).all()):
             raise ValueError("knots and values must rise, values stay in [0, 1] and scale above 0")
         if not math.isfinite(self.bias):
@@ -447,11 +448,12 @@ def _kernel(points: Floats, landmarks: Floats) -> Floats:
 
 
 def _table(rows: Sequence[Mapping[str, float]], names: Sequence[str]) -> Floats:
-    """The features (n, names), NaN where absent or not finite."""
+    """The features (n, names), at most `_LARGEST` in size, NaN where absent or not finite."""
     table = np.array([[row.get(name, math.nan) for name in names] for row in rows], dtype=np.float64)
     table = table.reshape(len(rows), len(names))
     table[~np.isfinite(table)] = math.nan
-    return table
+    limited: Floats = np.clip(table, -_LARGEST, _LARGEST)
+    return limited
 
 
 def _gaps(rows: Sequence[Mapping[str, float]], names: Sequence[str]) -> tuple[str, ...]:

@@ -124,7 +124,8 @@ def answer_evidence(request: Request, choice: Choice) -> dict[str, float]:
     if not choice.tool_calls:
         return found | {"uncalled_about": max(_share(_said(tool).name, text.stems) for tool in tools.values())}
     calls = [(tools.get(call.name), _arguments(call.arguments)) for call in choice.tool_calls]
-    found["repeated_calls"] = float(len(calls) - len({canonical_json([t.name if t else "", a]) for t, a in calls}))
+    different = {canonical_json([t.name if t else "", a]) for t, a in calls} if len(calls) > 1 else calls
+    found["repeated_calls"] = float(len(calls) - len(different))
     found["tools_used_share"] = len({tool.name for tool, _ in calls if tool}) / len(tools)
     return found | _of_arguments(calls, text) | _aboutness(calls, text)
 
@@ -171,10 +172,10 @@ def _of_arguments(calls: Sequence[tuple[Tool | None, Json]], text: _Text) -> dic
 def _aboutness(calls: Sequence[tuple[Tool | None, Json]], text: _Text) -> dict[str, float]:
     """Whether the called tools are about what was asked, and whether all that was asked is in the calls."""
     said = [_said(tool) for tool, _ in calls if tool]
-    values = _prepared(" ".join(str(leaf) for _, arguments in calls for leaf in _leaves(arguments)))
-    covered = values.stems.union(*(each.text for each in said))
+    words = _words(" ".join(str(leaf) for _, arguments in calls for leaf in _leaves(arguments)))
+    covered = _stems_of(words).union(*(each.text for each in said))
     uncovered = len(text.asked - covered)
-    unused = len(text.numbers - values.numbers)
+    unused = len(text.numbers - _numbers(words))
     return {
         "name_about": min((_share(each.name, text.stems) for each in said), default=0.0),
         "description_about": min((_share(each.description, text.stems) for each in said), default=0.0),
@@ -269,11 +270,10 @@ def _known_text(text: str) -> _Text:
 
 
 def _prepared(text: str) -> _Text:
-    words = _words(_THOUSANDS.sub("", text))
-    numbers = {float(word) for word in words if word[0].isdecimal()} | {_SPELLED[w] for w in words if w in _SPELLED}
+    words = _words(text)
     stems = _stems_of(words)
     asked = frozenset(stem for stem in stems if not stem[0].isdecimal())
-    return _Text(text.casefold(), stems, asked, frozenset(numbers), text.count("?") + text.count("？"))
+    return _Text(text.casefold(), stems, asked, _numbers(words), text.count("?") + text.count("？"))
 
 
 def _stems(text: str) -> frozenset[str]:
@@ -282,7 +282,15 @@ def _stems(text: str) -> frozenset[str]:
 
 
 def _words(text: str) -> list[str]:
-    return _WORD.findall(_CAMEL.sub(" ", text).lower())
+    return _WORD.findall(_CAMEL.sub(" ", _THOUSANDS.sub("", text)).lower())
+
+
+def _numbers(words: Iterable[str]) -> frozenset[float]:
+    return frozenset(
+        float(word) if word[0].isdecimal() else _SPELLED[word]
+        for word in words
+        if word[0].isdecimal() or word in _SPELLED
+    )
 
 
 def _stems_of(words: Iterable[str]) -> frozenset[str]:
