@@ -75,9 +75,9 @@ def read_manifest(adapter: Path) -> Manifest | None:
 def answer_text(request: Request, calls: Sequence[ToolCall], text: str = "") -> str:
     """The right answer to `request` as the model must generate it: its calls, one alone or in a list, else `text`.
 
-    Members stand in the order in which the constraint allows them (required ones first, then as the schema lists
-    them). Optional members of the arguments that equal the schema's default are left out: they mean the same
-    (`agreement.canonical_call`) and cost tokens. Raises ValueError when a call's arguments are not JSON.
+    Members stand in the order in which the constraint allows them: required ones first, then as the schema lists them.
+    Those that equal the schema's default stay: leaving them out would mean the same and cost fewer tokens, but when to
+    be silent is what a small model learns last. Raises ValueError when a call's arguments are not JSON.
     """
     tools = request.callable_tools
     parts = []
@@ -98,14 +98,5 @@ def _ordered(value: Any, schema: Json) -> Any:
         return value
     properties = schema.get("properties")
     known = {n: s if isinstance(s, Mapping) else {} for n, s in (properties or {}).items()}
-    required = schema.get("required") or ()
-    kept = [
-        name
-        for name, about in known.items()
-        if name in value and (name in required or "default" not in about or not _same(about["default"], value[name]))
-    ]
-    return {name: _ordered(value[name], known.get(name, {})) for name in [*kept, *(n for n in value if n not in known)]}
-
-
-def _same(default: Any, value: Any) -> bool:
-    return json.dumps(default, sort_keys=True) == json.dumps(value, sort_keys=True)
+    order = [*(n for n in known if n in value), *(n for n in value if n not in known)]
+    return {name: _ordered(value[name], known.get(name, {})) for name in order}
