@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smallfirst.stats import Figure, mean, quantile, ratio, ratio_of_ratios, wilson
+from smallfirst.stats import Figure, mean, quantile, ratio, ratio_of_ratios, score_interval, wilson
 
 counts = st.integers(0, 10_000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))
 samples = st.lists(st.floats(0, 1e6), min_size=1, max_size=60)
@@ -26,6 +26,24 @@ def test_wilson_matches_published_values() -> None:
     """81 of 263 gives the interval of Newcombe (1998), table I, method 3: 0.2553 to 0.3662."""
     figure = wilson(81, 263)
     assert (figure.low, figure.high) == (pytest.approx(0.2553, abs=5e-5), pytest.approx(0.3662, abs=5e-5))
+
+
+@pytest.mark.parametrize(("successes", "n"), [(0, 9), (4, 9), (9, 9)])
+def test_score_interval_is_wilsons_for_whole_numbers(successes: int, n: int) -> None:
+    """An effective sample of a whole number has Wilson's interval, a fractional one lies between its neighbours."""
+    figure = wilson(successes, n)
+    assert score_interval(successes / n, n) == (figure.low, figure.high)
+    wider, narrower = score_interval(successes / n, n), score_interval(successes / n, n + 1)
+    low, high = score_interval(successes / n, n + 0.5)
+    assert wider[0] <= low <= narrower[0]
+    assert narrower[1] <= high <= wider[1]
+
+
+@pytest.mark.parametrize(("rate", "n"), [(-0.1, 9), (1.1, 9), (0.5, 0)])
+def test_score_interval_refuses_impossible_samples(rate: float, n: float) -> None:
+    """A rate outside [0, 1] or an empty sample is an error."""
+    with pytest.raises(ValueError, match="allowed are"):
+        score_interval(rate, n)
 
 
 @given(counts)

@@ -46,13 +46,23 @@ def wilson(successes: int, n: int, level: float = 0.95) -> Figure:
         raise ValueError(f"successes {successes!r} of n {n!r}: allowed are 0 <= successes <= n")
     if n == 0:
         return Figure(None, None, None, 0, "wilson")
-    z = _NORMAL.inv_cdf((1 + level) / 2)
     rate = successes / n
+    low, high = score_interval(rate, n, level)
+    return Figure(rate, low, high, n, "wilson")
+
+
+def score_interval(rate: float, n: float, level: float = 0.95) -> tuple[float, float]:
+    """Wilson's interval for a rate seen in `n` observations, which need not be a whole number: an effective sample.
+
+    Raises ValueError unless 0 <= rate <= 1, n > 0 and 0 < level < 1.
+    """
+    _check_level(level)
+    if not (0 <= rate <= 1 and n > 0):
+        raise ValueError(f"rate {rate!r} of n {n!r}: allowed are 0 <= rate <= 1 and n > 0")
+    z = _NORMAL.inv_cdf((1 + level) / 2)
     centre = (rate + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(rate * (1 - rate) / n + z * z / (4 * n * n))
-    low = 0.0 if successes == 0 else centre - half
-    high = 1.0 if successes == n else centre + half
-    return Figure(rate, low, high, n, "wilson")
+    return (0.0 if rate == 0 else centre - half), (1.0 if rate == 1 else centre + half)
 
 
 def ratio(
