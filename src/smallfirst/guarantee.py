@@ -163,7 +163,7 @@ class ConfidenceSequence:
 
     _RATES: Floats = np.concatenate((np.geomspace(0.001, 0.5, 160), 1 - np.geomspace(0.5, 0.01, 33)[1:]))
     _BETS: Floats = np.geomspace(0.003, 0.7, 6)
-    _DIGITS = 1e4
+    _DIGITS = 1e6
 
     def __init__(self, *, delta: float, least: float) -> None:
         """`delta` in (0, 1) is the error of each side, `least` in (0, 1] the least audit probability in use."""
@@ -194,7 +194,7 @@ class ConfidenceSequence:
         return excluded
 
     def to_json(self) -> str:
-        """The whole state; logarithms of capital are rounded down to four digits, so a restart keeps the promise."""
+        """The whole state; logarithms of capital are rounded down to six digits, so a restart keeps the promise."""
         capital = [
             np.floor(np.log(side) * self._DIGITS).astype(np.int64).tolist() for side in (self._above, self._below)
         ]
