@@ -19,6 +19,7 @@ import jsonschema_rs
 import msgspec
 
 from smallfirst.errors import ConfigError, RequestError, TooLargeError
+from smallfirst.keywords import unchecked
 from smallfirst.recurring import derived
 from smallfirst.schemas import (
     PATTERN_OPTIONS,
@@ -69,6 +70,18 @@ def _check_tools(tools: tuple[Tool, ...]) -> None:
         raise TooLargeError(
             f"The tools' schemas have {total} characters together; {MAX_SCHEMAS_CHARS} are allowed.", param="tools"
         )
+
+
+def unchecked_keywords(request: Request) -> tuple[str, ...]:
+    """The keywords of the request's schemas that nothing here enforces (see `keywords.unchecked`), sorted."""
+    found = set(derived(request.tools, _unchecked_in))
+    if request.response_format.schema is not None:
+        found |= set(unchecked(request.response_format.schema))
+    return tuple(sorted(found))
+
+
+def _unchecked_in(tools: tuple[Tool, ...]) -> tuple[str, ...]:
+    return tuple({name for tool in tools for name in unchecked(tool.parameters)})
 
 
 def checks_for(request: Request) -> tuple[Validator, ...]:

@@ -221,3 +221,12 @@ async def test_metrics_count_calls(start: Start) -> None:
     text = (await gateway.get("/metrics")).raw.decode()
     assert 'smallfirst_calls_total{decision="accept",mode="small_only",status="200",wire="chat"} 1.0' in text
     assert 'smallfirst_refused_total{code="not_found"} 1.0' in text
+
+
+async def test_keywords_that_nothing_enforces_are_named(start: Start) -> None:
+    """A schema's unknown keywords and formats are told in a header, never ignored in silence."""
+    schema = {"type": "object", "properties": {"city": {"type": "string", "format": "town", "shouted": True}}}
+    tool = {"type": "function", "function": {"name": "weather", "parameters": schema}}
+    gateway = await start(cascade("observe"))
+    assert (await gateway.chat({"tools": [tool]})).said("unchecked") == "format: town, shouted"
+    assert "x-smallfirst-unchecked" not in (await gateway.chat({"tools": [TOOL]})).headers

@@ -34,11 +34,12 @@ from smallfirst.serve.spending import within_budget
 from smallfirst.serve.telemetry import Telemetry
 from smallfirst.store import Store
 from smallfirst.types import Attempt, Delta, Origin, Record, Request, Route, Usage, Wire, total_usd
-from smallfirst.validators import check_schemas
+from smallfirst.validators import check_schemas, unchecked_keywords
 from smallfirst.wire import WIRES
 from smallfirst.wire.accumulate import split
 
 TASK_NAME = re.compile(r"[A-Za-z0-9_.:/-]{1,128}")
+UNCHECKED_NAMED = 20
 FORWARDED = ("anthropic-beta", "anthropic-version", "idempotency-key", "openai-organization", "openai-project")
 
 
@@ -266,6 +267,8 @@ def _gone(call: Call) -> Outcome:
 def _headers(call: Call, outcome: Outcome | None) -> dict[str, str]:
     """What the answer says of itself; before a stream's end only what is known by then."""
     headers = {"x-smallfirst-record": call.id, "x-smallfirst-task": call.route.task}
+    if names := unchecked_keywords(call.request):
+        headers["x-smallfirst-unchecked"] = ", ".join(names[:UNCHECKED_NAMED])
     if outcome is None:
         stage = call.route.stages[-1]
         decision = "accept" if stage.small else "escalate"
