@@ -188,6 +188,15 @@ def test_observed_calls_need_a_threshold() -> None:
     assert told.figures["cps"].target.value == pytest.approx(0.001)
 
 
+def test_a_threshold_that_is_not_used_is_said_to_be_none() -> None:
+    """A threshold for calls that were observed by the operator's word changes nothing, and a note says what would."""
+    observed = call(step("l"), step(afterwards=True, accepted=False), mode="observe", reason="observe")
+    waiting = call(step("l"), step(afterwards=True, accepted=False), mode="observe", reason="uncalibrated")
+    found = judged([observed] * 60 + [waiting] * 40, threshold=0.5)
+    assert found.overall.figures["escalation"].target.value == pytest.approx(0.6)
+    assert next(note for note in found.notes if 'add mode = "enforce"' in note).startswith("60 calls")
+
+
 def test_shadows_drawn_at_random_stand_for_all_calls() -> None:
     """With small answers on a tenth of observed calls, the target's rates are estimated for all, with few effective."""
     rng = np.random.default_rng(1)

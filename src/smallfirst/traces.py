@@ -18,6 +18,9 @@ from smallfirst.targets import AS_RECORDED, Target
 from smallfirst.types import AFTERWARDS, Attempt, ConstraintMode, Mode
 
 Action = Literal["accept", "escalate", "large", "none"]
+ENOUGH = 400
+"""Calls that tell any rate to within five points (1.96^2 / 4 / 0.05^2 = 384)."""
+
 NAN = math.nan
 _AS_THEY_ARE = frozenset({"cache", "model_named", "client_gone"})
 _NOTHING_TO_HOLD_TO = ("tools", "schema_chars")
@@ -202,7 +205,7 @@ def play(call: Trace, target: Target, threshold: float | None, seen_small: froze
     if target == AS_RECORDED or _left_alone(call, target):
         done = _walked(call, _Walk(AS_RECORDED, call.mode, None), *_recorded_stages(call))
         return replace(done, drawn=1.0, later=1.0)
-    mode = target.mode or _mode(call, threshold)
+    mode = target.mode or mode_of(call, threshold)
     small, large = _recorded_stages(call)
     if target.stages is not None:
         small = [stage for stage in target.stages if stage in seen_small or stage != target.stages[-1]]
@@ -237,7 +240,7 @@ def _begins_as_recorded(target: Target) -> bool:
     return target.stages is None and target.mode in (None, "enforce")
 
 
-def _mode(call: Trace, threshold: float | None) -> Mode:
+def mode_of(call: Trace, threshold: float | None) -> Mode:
     """The recorded mode; a call that was only observed for want of a threshold is not, where there is one."""
     waited = call.mode == "observe" and call.reason == "uncalibrated"
     return "enforce" if waited and threshold is not None else call.mode
@@ -305,3 +308,48 @@ def _ask_large(walk: _Walk, steps: Sequence[Step], stage: str | None) -> Play:
     in_time, last = walk.spend(steps), steps[-1]
     good = in_time and (last.ok or last.accepted or walk.mode == "observe")
     return walk.serve(action, last if good else walk.fallback, later=min(s.probability for s in steps))
+
+
+_ADVICE: Mapping[str, tuple[str, str]] = {
+    "label": (
+        "nobody knows whether the answer was right",
+        "audit accepted calls, or send feedback to /v1/feedback",
+    ),
+    "large": (
+        "the large model's answer to calls that a small one answered",
+        f'audit accepted calls, or record about {ENOUGH} calls in mode = "observe" with shadow = true',
+    ),
+    "small": (
+        "no small model answered",
+        f"record about {ENOUGH} calls with shadow = true",
+    ),
+    "threshold": (
+        "small answers were only recorded, so whether they would be accepted",
+        "give threshold or alpha in the policy file",
+    ),
+    "confidence": (
+        "the small answer has no confidence",
+        "label more of its answers: audits, feedback, or shadow = true",
+    ),
+    "repairs": (
+        "no further repair was tried",
+        f'record about {ENOUGH} calls with these repairs in mode = "observe" with shadow = true',
+    ),
+    "constraint": (
+        "no answer was made under this constraint",
+        f'record about {ENOUGH} calls under it in mode = "observe" with shadow = true',
+    ),
+    "budget": (
+        "the recorded budget ended the call before",
+        f"record about {ENOUGH} calls with this budget",
+    ),
+}
+
+
+def lacking(missing: str) -> tuple[str, str]:
+    """What `Play.missing` stands for, and what to record or to say so that it is known."""
+    kind, _, stage = missing.partition(":")
+    if kind == "stage":
+        advice = f'record about {ENOUGH} calls with it in `stages`, mode = "observe" and shadow = true'
+        return f"{stage} did not answer", advice
+    return _ADVICE[kind]

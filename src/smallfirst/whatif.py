@@ -10,7 +10,7 @@ stands for are counted, bounded by the least and the most that was observed anyw
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -23,15 +23,12 @@ from smallfirst.errors import CalibrationError
 from smallfirst.guarantee import Refusal
 from smallfirst.stats import Figure
 from smallfirst.targets import AS_RECORDED, Targets
-from smallfirst.traces import Play, Step, Trace, play
+from smallfirst.traces import Play, Step, Trace, lacking, mode_of, play
 
 MOST_UNSUPPORTED = 0.2
 """The share of calls without support beyond which a figure is not given."""
 MIN_EFFECTIVE = 30
 """Effective observations below which costs and times are not given; rates say themselves how little they rest on."""
-ENOUGH = 400
-"""Calls that tell any rate to within five points (1.96^2 / 4 / 0.05^2 = 384)."""
-
 _MOST_FITTED = 5000
 _METHOD = "doubly robust"
 
@@ -154,7 +151,21 @@ def judge(calls: Sequence[Trace], targets: Targets, *, level: float = 0.95, resa
         overall = replace(tasks[0], task=None)
     else:
         overall = _judgement(None, np.ones(len(calls), dtype=bool), arms, plays, scale, thresholds)
-    return Whatif(level, overall, tuple(tasks), (*notes, *refusals))
+    return Whatif(level, overall, tuple(tasks), (*notes, *refusals, *_idle(calls, targets, thresholds)))
+
+
+def _idle(calls: Sequence[Trace], targets: Targets, thresholds: Mapping[str, float]) -> list[str]:
+    """Notes on calls for which the target names a threshold that their recorded mode does not use."""
+    modes = Counter(
+        mode_of(call, thresholds[call.task])
+        for call in calls
+        if call.task in thresholds and targets.of(call.task).mode is None
+    )
+    return [
+        f'{modes[mode]:,} calls were recorded in mode "{mode}", where no threshold is used: add mode = "enforce".'
+        for mode in ("observe", "small_only")
+        if modes[mode]
+    ]
 
 
 def _with_confidence(calls: Sequence[Trace], targets: Targets) -> tuple[Sequence[Trace], list[str]]:
@@ -418,42 +429,6 @@ def _correlation(one: Floats, other: Floats) -> float:
     return float(np.sum(one * other)) / spread if spread > 0 else 0.0
 
 
-_ADVICE: Mapping[str, tuple[str, str]] = {
-    "label": (
-        "nobody knows whether the answer was right",
-        "audit accepted calls, or send feedback to /v1/feedback",
-    ),
-    "large": (
-        "the large model's answer to calls that a small one answered",
-        f'audit accepted calls, or record about {ENOUGH} calls in mode = "observe" with shadow = true',
-    ),
-    "small": (
-        "no small model answered",
-        f"record about {ENOUGH} calls with shadow = true",
-    ),
-    "threshold": (
-        "small answers were only recorded, so whether they would be accepted",
-        "give threshold or alpha in the policy file",
-    ),
-    "confidence": (
-        "the small answer has no confidence",
-        "label more of its answers: audits, feedback, or shadow = true",
-    ),
-    "repairs": (
-        "no further repair was tried",
-        f'record about {ENOUGH} calls with these repairs in mode = "observe" with shadow = true',
-    ),
-    "constraint": (
-        "no answer was made under this constraint",
-        f'record about {ENOUGH} calls under it in mode = "observe" with shadow = true',
-    ),
-    "budget": (
-        "the recorded budget ended the call before",
-        f"record about {ENOUGH} calls with this budget",
-    ),
-}
-
-
 def _gaps(
     chosen: Bools, arms: tuple[_Columns, _Columns], plays: tuple[Sequence[Play], Sequence[Play]]
 ) -> tuple[Gap, ...]:
@@ -466,15 +441,9 @@ def _gaps(
             if played[n].missing:
                 here[played[n].missing] += float(blind[n]) / int(chosen.sum())
         found |= {missing: max(share, found.get(missing, 0.0)) for missing, share in here.items()}
-    return tuple(_gap(min(share, 1.0), missing) for missing, share in sorted(found.items(), key=lambda item: -item[1]))
-
-
-def _gap(share: float, missing: str) -> Gap:
-    kind, _, stage = missing.partition(":")
-    if kind == "stage":
-        advice = f'record about {ENOUGH} calls with it in `stages`, mode = "observe" and shadow = true'
-        return Gap(share, f"{stage} did not answer", advice)
-    return Gap(share, *_ADVICE[kind])
+    return tuple(
+        Gap(min(share, 1.0), *lacking(missing)) for missing, share in sorted(found.items(), key=lambda item: -item[1])
+    )
 
 
 def _numbered(keys: Sequence[Any]) -> Ints:

@@ -33,7 +33,7 @@ from smallfirst.labels import Outcomes, label_of, request_of
 from smallfirst.report import figure_row
 from smallfirst.stats import Figure
 from smallfirst.store import RecordFilter, Store
-from smallfirst.whatif import FIGURES, MOST_UNSUPPORTED, FigureSpec, Judgement, Whatif, judge
+from smallfirst.whatif import FIGURES, MOST_UNSUPPORTED, Comparison, FigureSpec, Judgement, Whatif, judge
 
 app = typer.Typer()
 
@@ -152,7 +152,7 @@ def _table(one: Judgement, level: float) -> Table:
     table.add_column("no support", justify="right", no_wrap=True)
     for spec in FIGURES:
         each = one.figures[spec.key]
-        cells = [_cell(figure, spec) for figure in (each.recorded, each.target, each.difference)]
+        cells = [_cell(figure, spec, each) for figure in (each.recorded, each.target, each.difference)]
         title = Text.assemble(spec.name, "\n", (spec.meaning, "dim"))
         table.add_row(title, *cells, f"{each.unsupported:.0%}")
     return table
@@ -165,20 +165,22 @@ def _task_table(result: Whatif) -> Table:
     shown = [spec for spec in FIGURES if spec.key in {"cps", "failure", "escalation"}]
     for spec in shown:
         table.add_column(spec.name, justify="right")
-        table.add_column("±", justify="right")
+        table.add_column("difference", justify="right")
     for one in result.tasks:
         cells = [
-            _cell(figure, spec)
+            _cell(figure, spec, each)
             for spec in shown
-            for figure in (one.figures[spec.key].target, one.figures[spec.key].difference)
+            for each in (one.figures[spec.key],)
+            for figure in (each.target, each.difference)
         ]
         table.add_row(escape(one.task or ""), f"{one.calls:,}", *cells)
     return table
 
 
-def _cell(figure: Figure, spec: FigureSpec) -> Text:
+def _cell(figure: Figure, spec: FigureSpec, among: Comparison) -> Text:
+    """The value over its interval; where there is none, whether records lack support or only numbers."""
     if figure.value is None:
-        return Text("cannot tell", style="yellow")
+        return Text("cannot tell" if among.unsupported > MOST_UNSUPPORTED else "too few", style="yellow")
     low, high = ("" if bound is None else _number(bound, spec) for bound in (figure.low, figure.high))
     unit = {"rate": " %", "seconds": " s"}.get(spec.unit, "")
     return Text.assemble(_number(figure.value, spec), unit, "\n", (f"{low} – {high}", "dim"))
