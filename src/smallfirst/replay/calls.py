@@ -25,6 +25,7 @@ from smallfirst.wire import WIRES
 TASK = "replay"
 _GZIP = b"\x1f\x8b"
 _NUMBERED = re.compile(r"_\d+$")
+_UNRECORDED = "(no text recorded)"  # where tools are offered, calling none is an answer
 _BFCL_TYPES = {"object": "dict", "number": "float"}
 
 
@@ -152,16 +153,16 @@ def _call(line: bytes, where: str, role: str) -> Call:
         request = WIRES["chat"].parse(msgspec.json.encode(body), Origin(task=TASK, episode=role + read.id))
     except RequestError as error:
         raise DataError(f"{where}: request: {error.message}", hint=error.hint or "") from None
-    answers = {model: _answer(answer) for model, answer in read.answers.items()}
+    answers = {model: _answer(answer, bool(request.tools)) for model, answer in read.answers.items()}
     return Call(role + read.id, read.category, request, answers, read.gold)
 
 
-def _answer(read: _Answer) -> Answer:
+def _answer(read: _Answer, tools: bool) -> Answer:
     calls = tuple(
         ToolCall(f"call_{n}", made.name, msgspec.json.encode(made.arguments).decode())
         for n, made in enumerate(read.tool_calls or ())
     )
-    text = "" if calls else read.content or ""
+    text = "" if calls else read.content or (_UNRECORDED if tools else "")
     usage = None
     if read.input_tokens is not None and read.output_tokens is not None:
         usage = Usage(input_tokens=round(read.input_tokens), output_tokens=round(read.output_tokens))

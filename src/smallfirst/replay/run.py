@@ -102,7 +102,7 @@ class Bench:
         settings, calls = self.settings, self.calls
         self.prices = Prices(calls, settings.models, settings.large, settings.small_cost_ratio)
         self.stages = {model: self._stage(model) for model in settings.models}
-        self.cascade = Cascade(_Once(validate), lambda _: None, PerCall(), time.monotonic, _Features())
+        self.cascade = Cascade(_Checks(settings.large), lambda _: None, PerCall(), time.monotonic, _Features())
 
     async def prepare(self) -> None:
         """Run every small answer, and the second model's, through the cascade in shadow, and collect the facts."""
@@ -291,16 +291,21 @@ def _right(call: Call, model: str, attempt: Attempt) -> bool:
     return call.right(model, attempt.completion.choices[0])
 
 
-class _Once:
-    """A check that is computed once for each call and model: recorded answers do not change between splits."""
+class _Checks:
+    """The request's own checks of a small model's answer, made once: recorded answers do not change between splits.
 
-    def __init__(self, check: Callable[[Completion, Request], Verdict]) -> None:
-        self._check, self._known = check, dict[tuple[Any, str], Verdict]()
+    The large model's answers are taken as they were given, as they would be without smallfirst.
+    """
+
+    def __init__(self, large: str) -> None:
+        self._large, self._known = large, dict[tuple[Any, str], Verdict]()
 
     def __call__(self, request: Request, completion: Completion) -> Verdict:
+        if completion.model == self._large:
+            return Verdict()
         key = (request.origin.episode, completion.model)
         if key not in self._known:
-            self._known[key] = self._check(completion, request)
+            self._known[key] = validate(completion, request)
         return self._known[key]
 
 
