@@ -74,6 +74,7 @@ def test_a_monitor_reads_back_as_it_was(audits: list[tuple[bool, float]]) -> Non
     for k, (wrong, probability) in enumerate(audits):
         monitor.take(f"r{k}", wrong, probability, accepted=True, least=0.02, now=5.0)
     again = Monitor.from_json(monitor.to_json())
+    assert again is not None
     for k in range(40):
         for each in (monitor, again):
             each.take(f"later{k}", True, 0.5, accepted=True, least=0.02, now=6.0)
@@ -81,6 +82,12 @@ def test_a_monitor_reads_back_as_it_was(audits: list[tuple[bool, float]]) -> Non
         assert getattr(again, name) == getattr(monitor, name)
     assert again.sequence.lower <= monitor.sequence.lower
     assert again.sequence.lower == pytest.approx(monitor.sequence.lower, abs=0.003)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"sequence": "{}"}', '{"sequence": 3, "adaptive": 4}'])
+def test_what_is_no_monitor_is_none(text: str) -> None:
+    """A state that another version wrote is as good as none: the monitor begins anew."""
+    assert Monitor.from_json(text) is None
 
 
 @given(st.floats(0, 1), st.floats(0, 1), st.floats(0.001, 1))

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
+from smallfirst.acceptance import Costs
 from smallfirst.backends.fake import FakeBackend
 from smallfirst.config import Match, Policy
 from smallfirst.errors import NotFoundError, UnsupportedError
-from smallfirst.router import Candidate, fingerprint, identify, route
+from smallfirst.router import Candidate, fingerprint, identify, promising, route, without_small
 from smallfirst.types import Capabilities, Origin, Request, Route, Stage, Tool
 
 TEXT = Capabilities()
@@ -50,6 +51,22 @@ def test_uncalibrated_task_is_answered_by_the_large_model_with_the_small_in_shad
 def test_calibrated_task_is_answered_small_first() -> None:
     """With a calibrator the small model comes first and nothing runs in shadow."""
     assert names(chosen(request(), calibrator=Sure())) == (["small", "large"], [], "calibrated")
+
+
+def test_an_alarm_puts_the_large_model_back() -> None:
+    """Whatever the policy accepts: the large model answers and the small one goes on in shadow, to be learned from."""
+    policy = Policy(stages=("small", "large"), accept_uncalibrated=True)
+    assert names(chosen(request(), policy, calibrator=Sure(), alarm=True)) == (["large"], ["small"], "alarm")
+
+
+def test_a_small_attempt_must_pay() -> None:
+    """It is promising where what acceptances save is at least what attempts cost, and where that is not known."""
+    costs = Costs(small_usd=0.2, large_usd=1.0)
+    assert [promising(costs, p) for p in (0.19, 0.2, 0.21, None)] == [False, True, True, True]
+    assert promising(None, 0.0)
+    plan = without_small(chosen(request(), calibrator=Sure()), 0.98)
+    assert names(plan) == (["large"], [], "unpromising")
+    assert (plan.calibrator, plan.others, plan.probability) == (None, (), 0.98)
 
 
 def test_operator_may_accept_on_validity_alone() -> None:

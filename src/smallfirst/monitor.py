@@ -82,11 +82,15 @@ class Monitor:
         return json.dumps(kept | {"sequence": self.sequence.to_json(), "adaptive": self.adaptive.to_json()})
 
     @classmethod
-    def from_json(cls, text: str) -> Monitor:
-        """The monitor that `to_json` wrote. Raises ValueError, KeyError or TypeError for anything else."""
-        kept = json.loads(text)
-        sequence = ConfidenceSequence.from_json(kept.pop("sequence"))
-        return cls(sequence=sequence, adaptive=AdaptiveThreshold.from_json(kept.pop("adaptive")), **kept)
+    def from_json(cls, text: str) -> Monitor | None:
+        """The monitor that `to_json` wrote; None for "" and for what is none of this version's."""
+        try:
+            kept = json.loads(text)
+            sequence = ConfidenceSequence.from_json(kept.pop("sequence"))
+            adaptive = AdaptiveThreshold.from_json(kept.pop("adaptive"))
+            return cls(sequence=sequence, adaptive=adaptive, **kept)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return None
 
 
 _PLAIN = tuple(name for name in Monitor.__dataclass_fields__ if name not in {"sequence", "adaptive"})

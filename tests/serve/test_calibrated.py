@@ -145,6 +145,7 @@ async def test_a_task_from_observation_to_alarm_and_back(start: Start, world: Wo
     assert await metric(gateway, 'smallfirst_alarm{task="weather"}') == 1
     async with gateway.store() as store:
         monitor = Monitor.from_json((await store.monitors())["weather"])
+    assert monitor is not None
     assert monitor.alarm
     assert monitor.wrong >= 1
     assert monitor.threshold > monitor.adaptive.certified
@@ -194,6 +195,29 @@ async def test_what_does_not_pay_is_not_tried(start: Start, world: World, small:
     assert {(record.attempts[0].small, record.attempts[0].probability) for record in explored} == {(True, 0.3)}
     assert {record.attempts[-1].probability for record in explored} == {None}
     assert len(small.seen) - before == len(explored)
+
+
+async def test_shadows_are_asked_beside_the_same_others_as_what_is_served(
+    start: Start, world: World, small: Loopback
+) -> None:
+    """What is calibrated is what is served: a shadow has its evidence, and so have the small answers accepted later."""
+    dear = DEAR.format(small=small.url)
+    gateway = await start(cascade(stages=["small", "large"], others=["dear"], audit=0.0), dear)
+    [first] = await ask(gateway, easy(0))
+    watched = await gateway.record(first, attempts=3)
+    assert [(a.stage, a.decision) for a in watched.attempts] == [
+        ("large", "accept"),
+        ("small", "shadow"),
+        ("dear", "evidence"),
+    ]
+    assert watched.attempts[1].features["agree"] == 1
+    await observed(gateway, 60)
+    await calibrated(gateway)
+    served = await gateway.record(await said(gateway, easy(1), "calibrated"))
+    assert [(a.stage, a.decision) for a in served.attempts] == [("small", "accept"), ("dear", "evidence")]
+    alone = await start(cascade(stages=["small", "large"], audit=0.0))
+    [answer] = await ask(alone, easy(1))
+    assert answer.said("reason") == "uncalibrated"
 
 
 async def test_a_calibration_that_cannot_be_followed_is_refused(start: Start, world: World) -> None:

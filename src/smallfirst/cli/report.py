@@ -66,7 +66,7 @@ async def _standings(db: Store, config: Path | None) -> list[dict[str, Any]]:
     settings, monitors = load(config, os.environ), await db.monitors()
     found = []
     for row in await db.calibrations():
-        monitor = Monitor.from_json(monitors[row.task]) if monitors.get(row.task) else None
+        monitor = Monitor.from_json(monitors.get(row.task, ""))
         if monitor is not None and monitor.calibration != row.id:
             monitor = None
         mode = settings.policy(row.task).mode

@@ -98,7 +98,8 @@ async def run(
 
     Calls before the last alarm of a task are left out. A task with few labels starts from a model of the other tasks.
     """
-    alarms = {name: Monitor.from_json(state).since for name, state in (await store.monitors()).items() if state}
+    monitors = {name: Monitor.from_json(state) for name, state in (await store.monitors()).items()}
+    alarms = {name: monitor.since for name, monitor in monitors.items() if monitor is not None}
     samples = await gather(store, task=task, since=since, alarms=alarms, progress=progress)
     every = samples
     if task is not None and any(len(sample.rows) < FEW for sample in samples.values()):

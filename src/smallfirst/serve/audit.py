@@ -57,8 +57,7 @@ class Audit(Shadow):
         same, now = self._same(self.answered or attempts[0]), self.calibrations.standing(self.task)
         if same is None or now is None or now.id != self.standing.id:
             return
-        changed = await store.change_monitor(self.task, partial(self._changed, not same))
-        self.calibrations.audited(self.task, Monitor.from_json(changed))
+        self.calibrations.audited(self.task, await store.change_monitor(self.task, partial(self._changed, not same)))
 
     def _same(self, attempt: Attempt) -> bool | None:
         if attempt.completion is None or not attempt.completion.choices or not attempt.verdict.ok:
@@ -67,7 +66,7 @@ class Audit(Shadow):
 
     def _changed(self, wrong: bool, state: str) -> str:
         """The monitor's state with this audit; a new monitor when it watched another calibration."""
-        monitor = Monitor.from_json(state) if state else None
+        monitor = Monitor.from_json(state)
         if monitor is None or monitor.calibration != self.standing.id:
             outcome = self.standing.acceptance.outcome
             assert isinstance(outcome, Certificate)

@@ -58,10 +58,10 @@ class Calibrations:
         """None while the task is not calibrated, or was and nothing could be promised."""
         return self._tasks.get(task)
 
-    def audited(self, task: str, monitor: Monitor) -> None:
+    def audited(self, task: str, state: str) -> None:
         """Take note of what a task's monitor has come to."""
-        standing = self._tasks.get(task)
-        if standing is None or standing.id != monitor.calibration:
+        standing, monitor = self._tasks.get(task), Monitor.from_json(state)
+        if standing is None or monitor is None or standing.id != monitor.calibration:
             return
         if monitor.alarm and not standing.alarm:
             log.error(
@@ -86,7 +86,7 @@ class Calibrations:
             before = self._seen.monitors or {}
             changed = [task for task, n in (versions.monitors or {}).items() if before.get(task) != n]
         for task, state in (await self._store.monitors(changed)).items() if changed else ():
-            self.audited(task, Monitor.from_json(state))
+            self.audited(task, state)
         self._seen = versions
 
     async def follow(self) -> None:
