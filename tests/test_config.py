@@ -63,6 +63,8 @@ def test_a_task_is_the_cascade_with_its_own_words_laid_over() -> None:
         ("[cascade]\nstages = ['nope']", "nope"),
         ("[cascade]\nmode = 'yolo'", "yolo"),
         ("[cascade]\nrepairs = 9", "0 to 5"),
+        ("[cascade]\naudit = 2", "audit"),
+        ("[cascade]\nexplore = -0.1", "explore"),
         ("[models.a]\nbackend = 'openai'", "names no model"),
         ("[models.a]\nbackend = 'llamacpp'", "weights"),
         ("tasks = 3", "tasks"),

@@ -120,4 +120,5 @@ def _table(results: list[Any]) -> Table:
 def _promise(certificate: Certificate | None) -> list[str]:
     if certificate is None:
         return ["", "", ""]
-    return [f"{certificate.threshold:.3f}", f"{certificate.coverage:.1%}", f"≤ {certificate.bound:.1%}"]
+    coverage = f"{certificate.coverage:.1%} of {certificate.n}"
+    return [f"{certificate.threshold:.3f}", coverage, f"≤ {certificate.bound:.1%}"]

@@ -79,13 +79,16 @@ class Calibrations:
         versions = await self._store.calibration_versions()
         if versions == self._seen:
             return
+        tasks = self._tasks
         if versions.calibrations != self._seen.calibrations:
-            await self._read_calibrations()
-            changed = list(self._tasks)
+            tasks = await self._read_calibrations()
+            changed = list(tasks)
         else:
             before = self._seen.monitors or {}
             changed = [task for task, n in (versions.monitors or {}).items() if before.get(task) != n]
-        for task, state in (await self._store.monitors(changed)).items() if changed else ():
+        states = await self._store.monitors(changed) if changed else {}
+        self._tasks = tasks  # with the next line at once: no call meets a calibration without its alarm
+        for task, state in states.items():
             self.audited(task, state)
         self._seen = versions
 
@@ -98,17 +101,19 @@ class Calibrations:
             except StoreError as err:
                 log.warning("calibrations not read", error=str(err))
 
-    async def _read_calibrations(self) -> None:
+    async def _read_calibrations(self) -> dict[str, Standing]:
         rows = await self._store.calibrations()
         new = [row for row in rows if row.id not in self._read]
         made = await asyncio.to_thread(lambda: [self._standing_of(row) for row in new])
         self._read |= {row.id: standing for row, standing in zip(new, made, strict=True)}
-        self._tasks = {}
+        tasks: dict[str, Standing] = {}
         for row in sorted(rows, key=self._place):
-            standing = self._read[row.id]
-            if standing is not None and math.isfinite(standing.threshold) and row.task not in self._tasks:
-                self._tasks[row.task] = standing
-                self._telemetry.monitored(row.task, alarm=False, threshold=standing.threshold)
+            standing, before = self._read[row.id], self._tasks.get(row.task)
+            if standing is not None and math.isfinite(standing.threshold) and row.task not in tasks:
+                tasks[row.task] = before if before and before.id == row.id else standing
+                now = tasks[row.task]
+                self._telemetry.monitored(row.task, alarm=now.alarm, threshold=now.threshold)
+        return tasks
 
     def _place(self, row: CalibrationRow) -> int:
         stages = self._config.policy(row.task).stages
@@ -118,7 +123,7 @@ class Calibrations:
         try:
             acceptance = Acceptance.from_json(json.loads(row.payload))
             _check(acceptance, self._config.policy(row.task), self._candidates)
-        except CalibrationError as err:
+        except (CalibrationError, ValueError) as err:
             log.warning("calibration refused", task=row.task, stage=row.stage, error=str(err))
             self._telemetry.calibration_refused(row.task)
             return None
