@@ -111,13 +111,15 @@ def load(wheel: Path, categories: Iterable[str] = LIVE) -> tuple[Question, ...]:
         ) from error
 
 
-def sample(questions: Sequence[Question], n: int, seed: int = 0) -> tuple[Question, ...]:
-    """`n` questions drawn without replacement, in equal numbers from each of `STRATA` as far as they last."""
+def sample(
+    questions: Sequence[Question], n: int, seed: int = 0, strata: Sequence[Sequence[str]] = STRATA
+) -> tuple[Question, ...]:
+    """`n` questions drawn without replacement, in equal numbers from each of `strata` as far as they last."""
     rng = random.Random(seed)
-    strata = [[q for q in questions if q.category in stratum] for stratum in STRATA]
-    for stratum in strata:
-        rng.shuffle(stratum)
-    drawn = [question for row in zip_longest(*strata) for question in row if question is not None]
+    groups = [[q for q in questions if q.category in stratum] for stratum in strata]
+    for group in groups:
+        rng.shuffle(group)
+    drawn = [question for row in zip_longest(*groups) for question in row if question is not None]
     return tuple(drawn[:n])
 
 
