@@ -109,6 +109,7 @@ def _table(results: list[Any]) -> Table:
     for result in results:
         sample, quality = result.sample, result.acceptance.quality if result.acceptance else {}
         kinds = ", ".join(f"{n} {kind}" for kind, n in sample.kinds.most_common()) or "none"
+        kinds += f"; {sample.unlabelled} answers without" if sample.unlabelled else ""
         cells = [escape(sample.task), sample.stage, kinds, str(sum(row.label.correct for row in sample.rows))]
         measured = ["" if (value := quality.get(name)) is None else f"{value:.3f}" for name in ("ece", "auroc")]
         table.add_row(*cells, *_promise(result.certificate), *measured)
