@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -16,6 +17,7 @@ from smallfirst.errors import NotFoundError, UnsupportedError
 from smallfirst.recurring import derived
 from smallfirst.types import Calibrator, Request, Route, Stage, Tool
 
+TASK_NAME = re.compile(r"[A-Za-z0-9_.:/-]{1,128}")
 AUTO_NAMES = frozenset({"", "auto", "smallfirst"})
 
 

@@ -114,6 +114,10 @@ class Hasher:
 
     secret: bytes = field(repr=False)
 
+    def key(self, purpose: str) -> bytes:
+        """A secret of 32 bytes for one purpose, the same for as long as the store lives."""
+        return hmac.digest(self.secret, f"key\0{purpose}".encode(), "sha256")
+
     def content(self, data: bytes) -> bytes:
         """The address of a message or tools list, 32 bytes."""
         return hmac.digest(self.secret, b"content\0" + data, "sha256")

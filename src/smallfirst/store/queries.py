@@ -57,6 +57,14 @@ def record(connection: Connection, codec: Codec, record_id: str) -> StoredRecord
     return next(iter(_full(connection, codec, rows)), None)
 
 
+def known(connection: Connection, record_ids: Sequence[str]) -> set[str]:
+    """Those of the ids that records have."""
+    if not record_ids:
+        return set()
+    sql = f"SELECT id FROM records WHERE id IN ({marks(record_ids)})"  # noqa: S608
+    return {found for (found,) in connection.query(sql, record_ids)}
+
+
 def feedback_of(connection: Connection, codec: Codec, record_ids: Sequence[str]) -> list[Feedback]:
     """The feedback of those records, oldest first."""
     rows = _of_records(connection, FEEDBACK_COLUMNS, "feedback", "created_at, id", record_ids)

@@ -19,7 +19,7 @@ from smallfirst.store.ledger import Reservation
 from smallfirst.store.migrations import migrate
 from smallfirst.store.readers import Readers
 from smallfirst.store.rows import RecordFilter, RecordSummary, StoredRecord
-from smallfirst.store.tasks import TaskRow, replace_tasks, select_tasks
+from smallfirst.store.tasks import TaskRow, replace_tasks, select_tasks, select_tasks_version
 from smallfirst.store.writer import Writer
 from smallfirst.types import Attempt, Feedback, Record, Role
 
@@ -92,6 +92,10 @@ class Store:
     async def feedback(self, record_id: str) -> tuple[Feedback, ...]:
         """The feedback of a record, oldest first; empty when there is none."""
         return tuple(await self._readers.run(lambda c: queries.feedback_of(c, self._codec, [record_id])))
+
+    async def known(self, record_ids: Sequence[str]) -> set[str]:
+        """Those of the ids, at most some hundreds, that records have."""
+        return await self._readers.run(lambda c: queries.known(c, record_ids))
 
     async def get(self, record_id: str) -> StoredRecord:
         """The whole record. Raises NotFoundError, or ConfigError when the key of its payload is missing."""
@@ -211,6 +215,10 @@ class Store:
         """Keep exactly these tasks."""
         await self._writer.run(lambda c: replace_tasks(c, self._codec.sealer, tasks), order="tasks")
 
+    async def tasks_version(self) -> bytes:
+        """What tells whether the tasks were replaced; b"" before there were any. Cheap enough to be asked for often."""
+        return await self._readers.run(select_tasks_version)
+
     async def save_calibration(self, task: str, stage: str, payload: str) -> CalibrationRow:
         """Put a calibration (JSON text) in force for a task and stage; the older ones are kept."""
         row = CalibrationRow(uuid.uuid4().hex, task, stage, time.time(), payload)
@@ -236,6 +244,10 @@ class Store:
     async def calibration_versions(self) -> Versions:
         """What tells whether calibrations or monitors have changed."""
         return await self._readers.run(calibrations.select_versions)
+
+    def secret(self, purpose: str) -> bytes:
+        """A secret of 32 bytes for one purpose that nobody can know without the store, always the same."""
+        return self._codec.hasher.key(purpose)
 
     async def ping(self) -> None:
         """Returns when the database takes a transaction; raises StoreError when it does not."""
