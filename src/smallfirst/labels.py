@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -68,10 +68,10 @@ def label_of(record: StoredRecord, request: Request | None, n: int, outcomes: Ou
     answer = _answer(record.attempts[n])
     if answer is None or request is None:
         return None
-    given = next((_as_choice(f.value) for f in reversed(record.feedback) if f.kind == "answer"), None)
+    given = next((as_choice(f.value) for f in reversed(record.feedback) if f.kind == "answer"), None)
     if given is not None and (right := agrees(request, answer, given)) is not None:
         return Label(right, "feedback")
-    failed = outcomes.failed(record, answer) if served else None
+    failed = outcomes.failed(record.episode, answer) if served else None
     if failed:
         return Label(False, "execution")
     found = _by_reference(record, request, answer, said)
@@ -97,15 +97,22 @@ class Outcomes:
 
     def learn(self, record: StoredRecord) -> None:
         """Take in the tool messages of `record`."""
-        for call, failed in _results(record):
-            if (key := _key(record, call)) is not None:
+        flagged = _flagged(record.body) if record.wire == "messages" else ()
+        self.learn_messages(record.episode, record.messages, frozenset(flagged))
+
+    def learn_messages(
+        self, episode: str | None, messages: Sequence[Json], flagged: frozenset[str] = frozenset()
+    ) -> None:
+        """Take in the tool messages of a call; `flagged` are the ids of tool calls that its wire marks as failed."""
+        for call, failed in _results(messages, flagged):
+            if (key := _key(episode, call)) is not None:
                 self._failed.setdefault(key, failed)
         while len(self._failed) > _MOST_OUTCOMES:
             del self._failed[next(iter(self._failed))]
 
-    def failed(self, record: StoredRecord, answer: Choice) -> bool | None:
+    def failed(self, episode: str | None, answer: Choice) -> bool | None:
         """Whether a tool reported an error on a call of the answer served; None when not all are known to have run."""
-        keys = [_key(record, call) for call in answer.tool_calls]
+        keys = [_key(episode, call) for call in answer.tool_calls]
         known = [self._failed.get(key) if key is not None else None for key in keys]
         if any(known):
             return True
@@ -150,11 +157,10 @@ def _answer(attempt: Attempt) -> Choice | None:
     return attempt.completion.choices[0] if attempt.completion and attempt.completion.choices else None
 
 
-def _results(record: StoredRecord) -> Iterator[tuple[ToolCall, bool]]:
-    """Each call of the record's messages that has a result, and whether that reports an error."""
-    flagged = set(_flagged(record.body)) if record.wire == "messages" else frozenset[str]()
+def _results(messages: Sequence[Json], flagged: frozenset[str]) -> Iterator[tuple[ToolCall, bool]]:
+    """Each call of the messages that has a result, and whether that reports an error."""
     calls: dict[str, ToolCall] = {}
-    for message in record.messages:
+    for message in messages:
         for made in message.get("tool_calls") or ():
             function = made.get("function")
             if function is not None:
@@ -172,10 +178,10 @@ def _flagged(body: Json) -> Iterator[str]:
                 yield block.get("tool_use_id", "")
 
 
-def _key(record: StoredRecord, call: ToolCall) -> tuple[str, ...] | None:
-    if record.episode is None and len(call.id) < _UNIQUE_ID:
+def _key(episode: str | None, call: ToolCall) -> tuple[str, ...] | None:
+    if episode is None and len(call.id) < _UNIQUE_ID:
         return None
-    return (record.episode or "", call.id, canonical_call(call.name, call.arguments, {}))
+    return (episode or "", call.id, canonical_call(call.name, call.arguments, {}))
 
 
 def _texts(content: Any) -> Iterator[str]:
@@ -189,13 +195,13 @@ def _is_error_status(status: Any) -> bool:
     return isinstance(number, int) and 400 <= number < 600
 
 
-def _as_choice(value: Any) -> Choice | None:
+def as_choice(value: Any) -> Choice | None:
     """The right answer as feedback gives it: text, an assistant's message, one call or a list of calls ({"name",
     "arguments"}, or as in a message), or else a JSON value that the text is to hold."""
     if isinstance(value, str):
         return Choice(value)
     if isinstance(value, Mapping) and isinstance(value.get("tool_calls"), list):
-        return _as_choice(value["tool_calls"])
+        return as_choice(value["tool_calls"])
     if isinstance(value, Mapping) and isinstance(value.get("content"), str):
         return Choice(value["content"])
     calls = [_as_call(each) for each in (value if isinstance(value, list) else [value])]

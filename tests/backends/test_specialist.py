@@ -16,7 +16,7 @@ from smallfirst.agreement import canonical_call
 from smallfirst.backends.specialist import Manifest, PromptTemplate, answer_text, read_manifest
 from smallfirst.backends.toolprompt import AnswerParser, constraint_schema, grammar
 from smallfirst.errors import ModelFileError
-from smallfirst.types import Constraint, Request, Tool, ToolCall, ToolChoice
+from smallfirst.types import Constraint, Request, ResponseFormat, Tool, ToolCall, ToolChoice
 
 SCHEMA: dict[str, Any] = {
     "type": "object",
@@ -69,6 +69,15 @@ def test_required_members_come_first_and_none_is_lost() -> None:
     call = ToolCall("1", "book", '{"when": "today", "seats": 4, "place": "Rome"}')
     assert answer_text(TALK, [call]) == '{"name": "book", "arguments": {"place": "Rome", "seats": 4, "when": "today"}}'
     assert answer_text(TALK, [], "Where?") == "Where?"
+
+
+def test_an_answer_in_json_is_written_as_the_constraint_writes_it() -> None:
+    """JSON that a response format asks for has the constraint's order and spaces, however it was given."""
+    form = ResponseFormat("json_schema", SCHEMA)
+    request = Request(wire="chat", body={}, model="m", messages=(said("user", "Rome"),), response_format=form)
+    assert answer_text(request, [], '{\n "seats":4,\n "place":"Zürich"}') == '{"place": "Zürich", "seats": 4}'
+    with pytest.raises(ValueError, match="Expecting value"):
+        answer_text(request, [], "Where?")
 
 
 ARGUMENTS = st.fixed_dictionaries(

@@ -73,11 +73,12 @@ def read_manifest(adapter: Path) -> Manifest | None:
 
 
 def answer_text(request: Request, calls: Sequence[ToolCall], text: str = "") -> str:
-    """The right answer to `request` as the model must generate it: its calls, one alone or in a list, else `text`.
+    """The right answer to `request` as the model must generate it: its calls, one alone or in a list, else `text`,
+    written like a call's arguments where `request` asks for JSON.
 
     Members stand in the order in which the constraint allows them: required ones first, then as the schema lists them.
     Those that equal the schema's default stay: leaving them out would mean the same and cost fewer tokens, but when to
-    be silent is what a small model learns last. Raises ValueError when a call's arguments are not JSON.
+    be silent is what a small model learns last. Raises ValueError when arguments, or a text that must be, are not JSON.
     """
     tools = request.callable_tools
     parts = []
@@ -85,9 +86,11 @@ def answer_text(request: Request, calls: Sequence[ToolCall], text: str = "") -> 
         arguments = json.loads(call.arguments or "{}")
         schema = tools[call.name].parameters if call.name in tools else {}
         parts.append({"name": call.name, "arguments": _ordered(arguments, tightened(schema))})
-    if not parts:
+    form = request.response_format
+    if not parts and form.kind == "text":
         return text
-    return json.dumps(parts[0] if len(parts) == 1 else parts, ensure_ascii=False)
+    answer: Any = parts[0] if len(parts) == 1 else parts or _ordered(json.loads(text), tightened(form.schema or {}))
+    return json.dumps(answer, ensure_ascii=False)
 
 
 def _ordered(value: Any, schema: Json) -> Any:
