@@ -193,19 +193,23 @@ def _cost_per_success(costs: Costs, confidence: NDArray[np.float64], wrong: Bool
 def _cheapest(
     costs: Costs, confidence: NDArray[np.float64], wrong: Bools, large_wrong: NDArray[np.float64], delta: float
 ) -> Certificate | Refusal:
-    """The threshold of least expected cost, failures included."""
+    """The threshold of least expected cost, failures included.
+
+    Expected failures are those that confidence predicts, and for the large model a curve of its labels over the same
+    confidence: counting the labels themselves would follow their noise.
+    """
     n = len(confidence)
     order = np.argsort(-confidence, kind="stable")
     ordered = confidence[order]
     ends = np.flatnonzero((np.diff(ordered, append=-1.0) < 0) & (ordered > 0)) + 1  # equal confidences go together
     counts = np.concatenate(([0], ends))
-    ours = np.concatenate(([0], np.cumsum(wrong[order])))[counts]
-    theirs = large_wrong.sum() - np.concatenate(([0.0], np.cumsum(large_wrong[order])))[counts]
-    expected = (n - counts) * costs.large_usd + (ours + theirs) * costs.failure_usd
-    best = int(np.flatnonzero(expected == expected.min())[-1])
-    accepted, failures = int(counts[best]), int(ours[best])
+    large_right = np.interp(ordered, *calibration.curve(confidence, 1 - large_wrong)) if large_wrong.any() else 1.0
+    gain = costs.large_usd - costs.failure_usd * (large_right - ordered)
+    saved = np.concatenate(([0.0], np.cumsum(gain)))[counts]
+    accepted = int(counts[np.flatnonzero(saved == saved.max())[-1]])
     if accepted == 0:
         return Refusal(1.0, delta, n, None, "Accepting any small answers costs more than asking the large model.")
+    failures = int(wrong[order][:accepted].sum())
     bound = float(upper_bound(failures, accepted, delta))
     return Certificate(bound, delta, float(ordered[accepted - 1]), accepted, failures, bound, n, accepted / n)
 

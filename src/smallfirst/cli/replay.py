@@ -42,7 +42,7 @@ def replay(
     failure_cost: Annotated[
         float,
         typer.Option(min=0, help="Without --alpha: what a wrong answer costs, in large calls."),
-    ] = 10.0,
+    ] = 7.0,
     as_json: JsonOption = False,
 ) -> None:
     """Run recorded answers through the router, calibrator, guarantee and cascade, and compare with simple ways.
@@ -66,7 +66,7 @@ def replay(
         failure_cost=failure_cost,
         horizon=horizon,
     )
-    calls = load(file, settings.models)
+    calls = load(file, settings.models, role="test:")
     fit_on = None if fit is None else load(fit, settings.models, role="fit:")
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=err, transient=True) as bar:

@@ -8,10 +8,11 @@ score what was decided.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,27 +22,29 @@ from smallfirst.acceptance import Acceptance, Costs, certify
 from smallfirst.budget import Allowance
 from smallfirst.calibration import Labelled
 from smallfirst.cascade import Cascade
-from smallfirst.confidence import features
+from smallfirst.confidence import features, request_features
 from smallfirst.config import Policy
-from smallfirst.errors import DataError
+from smallfirst.errors import CalibrationError, ConfigError, DataError
 from smallfirst.replay.calls import TASK, Call
 from smallfirst.replay.models import PerCall, Prices, Recorded
 from smallfirst.replay.policies import Facts, Results, baselines
-from smallfirst.router import Candidate, route
-from smallfirst.types import Attempt, Calibrator, Completion, Request, Stage, Verdict
+from smallfirst.router import Candidate, promising, route, without_small
+from smallfirst.types import Attempt, Completion, Request, Route, Stage, Verdict
 from smallfirst.validators import validate
 
 Floats = NDArray[np.float64]
 Indices = NDArray[np.int64]
 LABEL = "recorded 'correct'"
+_MEASURED = 500
 _POLICY = Policy(stages=("small", "large"), repairs=0, constraint="free")
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
     """What is replayed. `alpha` None: the threshold is the cheapest, a wrong answer priced as `failure_cost` calls of
-    the large model, and what it promises is the exact bound that it reaches on the labels. `horizon`: certify `alpha`
-    for the calls of the test part themselves rather than for the rate behind them (`guarantee.learn_then_test`)."""
+    the large model; nothing is promised then, but its exact bound on the labels is told. `horizon`: certify `alpha`
+    for the calls of the test part themselves rather than for the rate behind them (`guarantee.learn_then_test`).
+    Raises ConfigError when one model is named twice."""
 
     small: str
     large: str
@@ -51,30 +54,40 @@ class Settings:
     splits: int = 50
     seed: int = 0
     small_cost_ratio: float = 0.05
-    failure_cost: float = 10.0
+    failure_cost: float = 7.0
     horizon: bool = False
+
+    def __post_init__(self) -> None:
+        if len(set(self.models)) < len(self.models):
+            raise ConfigError(
+                f"The models are {', '.join(map(repr, self.models))}.",
+                hint="Name different ones as small, second and large.",
+            )
 
     @property
     def models(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(m for m in (self.small, self.second, self.large) if m is not None))
+        second = () if self.second is None else (self.second,)
+        return (self.small, *second, self.large)
 
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """One fit and test: what was decided on the test calls `index`, and how well confidence told right from wrong."""
+    """One fit and test: what was decided on the test calls `index`, and how well confidence told right from wrong.
+
+    Where the labels were too few to calibrate on there is no `acceptance`, and the large model answered everything.
+    """
 
     index: Indices
     ours: Results
     baselines: Mapping[str, Results]
-    acceptance: Acceptance
-    alpha: float
-    ece: float
-    auroc: float | None
+    acceptance: Acceptance | None
+    ece: float | None = None
+    auroc: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)  # asyncio.run makes the repr of what it returns
 class Replay:
-    """All splits of a replay over `calls`, with their facts."""
+    """All splits of a replay over `calls`, with their facts. `decision_ms`: see the function of that name."""
 
     settings: Settings
     calls: Sequence[Call]
@@ -87,68 +100,87 @@ class Replay:
 
 @dataclass(slots=True)
 class Bench:
-    """Recorded calls, their models as stages, and what the cascade makes of each small answer."""
+    """Recorded calls, their models as stages, and what the cascade makes of each small answer: `small` and `second` are
+    the attempts, `beside` what stood beside the small ones as evidence."""
 
     calls: Sequence[Call]
     settings: Settings
     prices: Prices = field(init=False)
     cascade: Cascade = field(init=False)
     stages: Mapping[str, Stage] = field(init=False)
-    attempts: list[Attempt] = field(init=False)
-    seconds: list[Attempt] = field(init=False)
+    small: list[Attempt] = field(init=False, default_factory=list)
+    beside: list[tuple[Attempt, ...]] = field(init=False, default_factory=list)
+    second: list[Attempt] = field(init=False, default_factory=list)
     facts: Facts = field(init=False)
+    _outcomes: dict[tuple[int, str, bool], tuple[float, ...]] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         settings, calls = self.settings, self.calls
         self.prices = Prices(calls, settings.models, settings.large, settings.small_cost_ratio)
         self.stages = {model: self._stage(model) for model in settings.models}
-        self.cascade = Cascade(_Checks(settings.large), lambda _: None, PerCall(), time.monotonic, _Features())
+        self.cascade = Cascade(partial(_check, settings.large), lambda _: None, PerCall(), time.monotonic)
 
     async def prepare(self) -> None:
         """Run every small answer, and the second model's, through the cascade in shadow, and collect the facts."""
         small, others = self.stages[self.settings.small], self._others()
-        self.attempts, self.seconds, agrees = [], [], []
         for call in self.calls:
             made = await self.cascade.shadow(small, call.request, Allowance(0.0), others)
-            self.attempts.append(made[0])
-            agrees.append(made[0].features.get("agree", 0.0) == 1.0)
+            self.small.append(made[0])
+            self.beside.append(made[1:])
             for other in others:
-                beside = await self.cascade.shadow(other, call.request, Allowance(0.0), (small,))
-                self.seconds.append(beside[0])
-        self.facts = self._facts(np.array(agrees))
+                made = await self.cascade.shadow(other, call.request, Allowance(0.0), (small,))
+                self.second.append(made[0])
+        self.facts = self._facts()
 
     def rows(self, index: Indices) -> list[Mapping[str, float]]:
         """The features of those calls."""
-        return [self.attempts[i].features for i in index]
+        return [self.small[i].features for i in index]
 
     def more(self, index: Indices) -> Labelled | None:
         """The second model's answers to those calls, labelled: what makes an answer wrong is much the same for both."""
         second = self.settings.second
         if second is None:
             return None
-        made = [(self.calls[i], self.seconds[i]) for i in index]
+        made = [(self.calls[i], self.second[i]) for i in index]
         correct = [_right(call, second, attempt) for call, attempt in made]
         return Labelled([attempt.features for _, attempt in made], correct, [call.id for call, _ in made])
 
-    async def decide(self, index: Indices, acceptance: Calibrator) -> Results:
-        """The real router and cascade over those calls."""
-        small, large = self.stages[self.settings.small], self.stages[self.settings.large]
-        results = [
-            await self._decided(self.calls[i], i, [Candidate(small), Candidate(large)], acceptance) for i in index
-        ]
+    async def decide(self, index: Indices, acceptance: Acceptance | None) -> Results:
+        """The real router and cascade over those calls. Without a certified threshold the large model answers.
+
+        Recorded answers do not change between splits, so a call's outcome follows from its route and from whether the
+        answer's confidence reaches the threshold: each of these is run once.
+        """
+        certified = acceptance if acceptance is not None and math.isfinite(acceptance.threshold) else None
+        results = [await self._outcome(int(i), certified) for i in index]
         return Results(*(np.array(column, dtype=float) for column in zip(*results, strict=True)))
 
-    async def _decided(
-        self, call: Call, i: int, candidates: Sequence[Candidate], acceptance: Calibrator
-    ) -> tuple[float, ...]:
-        others = self._others()
-        plan = route(call.request, TASK, _POLICY, candidates, calibrator=acceptance, others=others)
-        outcome = await self.cascade.run(plan, call.request, Allowance(0.0))
+    def plan(self, call: Call, acceptance: Acceptance | None) -> Route:
+        """The route of a call, as the gateway plans it for a task with this calibration, but without exploring."""
+        candidates = [Candidate(self.stages[model]) for model in (self.settings.small, self.settings.large)]
+        plan = route(call.request, TASK, _POLICY, candidates, calibrator=acceptance, others=self._others())
+        if acceptance is None or acceptance.expects is None:
+            return plan
+        expected = acceptance.expected_acceptance(request_features(call.request))
+        return plan if promising(acceptance.costs, expected) else without_small(plan)
+
+    async def _outcome(self, i: int, acceptance: Acceptance | None) -> tuple[float, ...]:
+        plan = self.plan(self.calls[i], acceptance)
+        judge = plan.calibrator
+        key = (i, plan.reason, judge is not None and judge.confidence(self.small[i].features) >= judge.threshold)
+        if key not in self._outcomes:
+            self._outcomes[key] = await self._run(i, plan)
+        return self._outcomes[key]
+
+    async def _run(self, i: int, plan: Route) -> tuple[float, ...]:
+        """What came of a call, in the order of `Results`."""
+        outcome = await self.cascade.run(plan, self.calls[i].request, Allowance(0.0))
+        served = None if outcome.served is None else outcome.attempts[outcome.served]
         accepted = outcome.decision == "accept"
-        right = self.facts.small_right[i] if accepted or outcome.served == 0 else self.facts.large_right[i]
+        right = served is not None and (self.facts.small_right if served.small else self.facts.large_right)[i]
         escalated = any(not a.small for a in outcome.attempts)
         cost = sum(a.cost_usd or 0.0 for a in outcome.attempts)
-        return right and outcome.served is not None, cost, escalated, accepted, accepted and not right
+        return float(right), cost, float(escalated), float(accepted), float(accepted and not right)
 
     def _others(self) -> tuple[Stage, ...]:
         return () if self.settings.second is None else (self.stages[self.settings.second],)
@@ -158,18 +190,18 @@ class Bench:
         backend = Recorded(model, answers, self.prices.usages(model, self.calls))
         return Stage(model, backend, model, small=model != self.settings.large)
 
-    def _facts(self, agrees: NDArray[np.bool_]) -> Facts:
+    def _facts(self) -> Facts:
         settings, ids = self.settings, [call.id for call in self.calls]
 
         def cost(model: str | None) -> Floats:
             return np.zeros(len(ids)) if model is None else np.array([self.prices.usd[model][i] for i in ids])
 
-        pairs = zip(self.calls, self.attempts, strict=True)
+        pairs = zip(self.calls, self.small, strict=True)
         return Facts(
             small_right=np.array([_right(call, settings.small, attempt) for call, attempt in pairs]),
-            small_valid=np.array([a.completion is not None and a.verdict.ok for a in self.attempts]),
+            small_valid=np.array([a.completion is not None and a.verdict.ok for a in self.small]),
             large_right=np.array([call.answers[settings.large].correct for call in self.calls]),
-            agrees=agrees,
+            agrees=np.array([a.features.get("agree", 0.0) == 1.0 for a in self.small]),
             small_cost=cost(settings.small),
             second_cost=cost(settings.second),
             large_cost=cost(settings.large),
@@ -184,7 +216,8 @@ def run(
 ) -> Replay:
     """Replay `calls`: fitted on the calls `fit_on`, or on random halves, `settings.splits` times.
 
-    Raises DataError where the labels of the small model are all of one kind, CalibrationError for too few labels.
+    A split with too few labels to calibrate on accepts nothing. Raises CalibrationError where all splits have too few,
+    DataError where the small model's labels are all of one kind.
     """
     return asyncio.run(_run(calls, settings, fit_on, progress))
 
@@ -199,35 +232,47 @@ async def _run(
     bench = Bench(every, settings)
     await bench.prepare()
     parts = list(halves(len(every), settings) if fit_on is None else [_given(len(fit_on), len(every))])
-    splits, seconds = [], 0.0
+    _check_labels(bench.facts.small_right[: len(fit_on or every)], settings.small)
+    splits, refusals = [], list[CalibrationError]()
     for done, (fit_index, test_index) in enumerate(parts):
         progress(done, len(parts))
-        split, spent = await _split(bench, fit_index, test_index)
-        splits.append(split)
-        seconds += spent
+        try:
+            acceptance: Acceptance | None = certified(bench, fit_index, len(test_index))
+        except CalibrationError as error:
+            acceptance = None
+            refusals.append(error)
+        splits.append(await _split(bench, test_index, acceptance))
     progress(len(parts), len(parts))
-    decided = sum(len(split.index) for split in splits)
-    return Replay(settings, every, bench.facts, tuple(splits), bench.prices, len(parts[0][0]), 1e3 * seconds / decided)
+    used = next((split.acceptance for split in splits if split.acceptance is not None), None)
+    if used is None:
+        raise refusals[0]
+    spent = decision_ms(bench, used)
+    return Replay(settings, every, bench.facts, tuple(splits), bench.prices, len(parts[0][0]), spent)
 
 
-async def _split(bench: Bench, fit_index: Indices, test_index: Indices) -> tuple[Split, float]:
-    settings = bench.settings
-    acceptance = certified(bench, fit_index, len(test_index))
+async def _split(bench: Bench, index: Indices, acceptance: Acceptance | None) -> Split:
+    ours, facts = await bench.decide(index, acceptance), bench.facts.part(index)
+    simple = baselines(facts, ours, with_second=bench.settings.second is not None)
+    if acceptance is None:
+        return Split(index, ours, simple, None)
+    confidence, right = acceptance.model.confidences(bench.rows(index)), facts.small_right
+    ece = calibration.expected_calibration_error(confidence, right)
+    return Split(index, ours, simple, acceptance, ece, calibration.auroc(confidence, right))
+
+
+def decision_ms(bench: Bench, acceptance: Acceptance) -> float:
+    """CPU milliseconds a call that deciding takes: its route, the features of the small answer, its confidence and the
+    comparison with the threshold. Asking the models, validating and mending are not in it."""
+    some = range(min(len(bench.calls), _MEASURED))
+    others = [[each.completion for each in bench.beside[i] if each.completion is not None] for i in some]
     started = time.process_time()
-    ours = await bench.decide(test_index, acceptance)
-    spent = time.process_time() - started
-    facts = bench.facts.part(test_index)
-    confidence = acceptance.model.confidences(bench.rows(test_index))
-    made = Split(
-        index=test_index,
-        ours=ours,
-        baselines=baselines(facts, ours, with_second=settings.second is not None),
-        acceptance=acceptance,
-        alpha=acceptance.outcome.alpha,
-        ece=calibration.expected_calibration_error(confidence, facts.small_right),
-        auroc=calibration.auroc(confidence, facts.small_right),
-    )
-    return made, spent
+    for i in some:
+        call, attempt = bench.calls[i], bench.small[i]
+        bench.plan(call, acceptance)
+        if attempt.completion is not None:
+            found = features(call.request, attempt.completion, attempt.verdict, others=others[i])
+            _ = acceptance.confidence(found) >= acceptance.threshold
+    return 1e3 * (time.process_time() - started) / len(some)
 
 
 def _costs(known: Facts, failure_cost: float) -> Costs:
@@ -240,10 +285,9 @@ def _costs(known: Facts, failure_cost: float) -> Costs:
 def certified(bench: Bench, index: Indices, tested: int) -> Acceptance:
     """What is learned from the labels of the calls `index`, to decide `tested` others.
 
-    Raises DataError where the labels are all of one kind, CalibrationError where they are too few.
+    Raises CalibrationError where the labels are too few.
     """
     settings, known = bench.settings, bench.facts.part(index)
-    _check_labels(known, settings.small)
     return certify(
         bench.rows(index),
         known.small_right,
@@ -275,12 +319,11 @@ def _given(fitted: int, n: int) -> tuple[Indices, Indices]:
     return np.arange(fitted), np.arange(fitted, n)
 
 
-def _check_labels(known: Facts, model: str) -> None:
-    right = int(known.small_right.sum())
-    if right in (0, len(known.small_right)):
-        kind = "wrong" if right == 0 else "right"
+def _check_labels(right: NDArray[np.bool_], model: str) -> None:
+    if right.all() or not right.any():
+        kind = "right" if right.all() else "wrong"
         raise DataError(
-            f"answers.{model}.correct: all {len(known.small_right)} labels to fit on are {kind}.",
+            f"answers.{model}.correct: all {len(right)} labels to fit on are {kind}.",
             hint="A calibrator needs answers of both kinds; give other calls, or another small model.",
         )
 
@@ -291,41 +334,6 @@ def _right(call: Call, model: str, attempt: Attempt) -> bool:
     return call.right(model, attempt.completion.choices[0])
 
 
-class _Checks:
-    """The request's own checks of a small model's answer, made once: recorded answers do not change between splits.
-
-    The large model's answers are taken as they were given, as they would be without smallfirst.
-    """
-
-    def __init__(self, large: str) -> None:
-        self._large, self._known = large, dict[tuple[Any, str], Verdict]()
-
-    def __call__(self, request: Request, completion: Completion) -> Verdict:
-        if completion.model == self._large:
-            return Verdict()
-        key = (request.origin.episode, completion.model)
-        if key not in self._known:
-            self._known[key] = validate(completion, request)
-        return self._known[key]
-
-
-class _Features:
-    """`confidence.features`, computed once for each call and model, with and without others beside it."""
-
-    def __init__(self) -> None:
-        self._known = dict[tuple[Any, str, int], Mapping[str, float]]()
-
-    def __call__(
-        self,
-        request: Request,
-        completion: Completion,
-        verdict: Verdict,
-        repairs: int,
-        *,
-        mended: bool,
-        others: Sequence[Completion],
-    ) -> Mapping[str, float]:
-        key = (request.origin.episode, completion.model, len(others))
-        if key not in self._known:
-            self._known[key] = features(request, completion, verdict, repairs, mended=mended, others=others)
-        return self._known[key]
+def _check(large: str, request: Request, completion: Completion) -> Verdict:
+    """A small model's answer is validated; the large one's is taken as given, as it would be without smallfirst."""
+    return Verdict() if completion.model == large else validate(completion, request)
