@@ -259,6 +259,13 @@ class Assigner:
         changed = bool(prompt.slots) and len(tasks) == 1  # the same tools under a rewritten prompt
         return near[0] if changed else None
 
+    def decided_by_form(self, prompt: Prompt) -> bool:
+        """Whether what the user said has no part in the task of `prompt`: every call with the same tools, response
+        schema and system text belongs to the same one."""
+        near = self._offering(prompt)
+        led = prompt.led or not any(cell.template for cell in near)
+        return led and all(cell.centroid is None for cell in _following(prompt, near))
+
     def _offering(self, prompt: Prompt) -> list[Cell]:
         """The cells with the prompt's slots, else those of which they are a version; kept for the calls that follow."""
         near = self._by_slots.get(prompt.slots) or self._versions.get(prompt.slots)

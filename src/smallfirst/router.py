@@ -49,15 +49,20 @@ def _tools_json(tools: tuple[Tool, ...]) -> msgspec.Raw:
     return msgspec.Raw(_encode([(t.name, t.description, t.parameters) for t in tools]))
 
 
-def identify(request: Request, matches: Mapping[str, Match]) -> str:
-    """The call's task: the caller's own word, else the first configured match, else `auto:<fingerprint>`."""
+def identify(
+    request: Request,
+    matches: Mapping[str, Match],
+    found: Callable[[Request, str], str | None] = lambda *_: None,
+) -> str:
+    """The call's task: the caller's own word, else the first configured match, else what `found` says of the call and
+    its fingerprint, else `auto:<fingerprint>`."""
     if request.origin.task:
         return request.origin.task
     mark = fingerprint(request)
     for task, match in matches.items():
         if _holds(match, request, mark):
             return task
-    return f"auto:{mark}"
+    return found(request, mark) or f"auto:{mark}"
 
 
 def route(

@@ -112,7 +112,7 @@ async def metric(gateway: Running, name: str) -> float:
 @pytest.fixture(autouse=True)
 def brisk_refresh(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tests have no second to wait for a calibration to be noticed."""
-    monkeypatch.setattr("smallfirst.serve.calibrations.REFRESH_S", 0.02)
+    monkeypatch.setattr("smallfirst.serve.follow.REFRESH_S", 0.02)
 
 
 async def test_a_task_from_observation_to_alarm_and_back(start: Start, world: World) -> None:

@@ -13,14 +13,13 @@ import structlog
 from smallfirst import agreement
 from smallfirst.acceptance import Acceptance
 from smallfirst.config import Config, Policy
-from smallfirst.errors import CalibrationError, StoreError
+from smallfirst.errors import CalibrationError
 from smallfirst.monitor import Monitor
 from smallfirst.router import Candidate
 from smallfirst.serve.telemetry import Telemetry
 from smallfirst.store import CalibrationRow, Store, Versions
 
 log = structlog.get_logger("smallfirst.calibrations")
-REFRESH_S = 1.0
 _OF_TOKENS = frozenset(
     {"value_tokens", "margin_mean", "margin_min", "margin_p10", "logprob_sum", "logprob_mean", "decision_entropy"}
 )
@@ -43,7 +42,7 @@ class Standing:
 
 
 class Calibrations:
-    """By task, the standing of the first stage that has a calibration. A new one counts within `REFRESH_S` seconds.
+    """By task, the standing of the first stage that has a calibration; a new one counts within `follow.REFRESH_S` s.
 
     A calibration that this gateway cannot follow is refused with a warning and a metric; its task stays uncalibrated.
     """
@@ -91,15 +90,6 @@ class Calibrations:
         for task, state in states.items():
             self.audited(task, state)
         self._seen = versions
-
-    async def follow(self) -> None:
-        """Refresh for ever; a store that cannot be read changes nothing."""
-        while True:
-            await asyncio.sleep(REFRESH_S)
-            try:
-                await self.refresh()
-            except StoreError as err:
-                log.warning("calibrations not read", error=str(err))
 
     async def _read_calibrations(self) -> dict[str, Standing]:
         rows = await self._store.calibrations()

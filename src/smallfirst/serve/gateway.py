@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import re
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager, nullcontext
@@ -23,7 +22,7 @@ from smallfirst.chance import draw
 from smallfirst.confidence import request_features
 from smallfirst.config import Config, Policy
 from smallfirst.errors import RequestError, SmallfirstError, StoreError
-from smallfirst.router import Candidate, identify, promising, route, without_small
+from smallfirst.router import TASK_NAME, Candidate, identify, promising, route, without_small
 from smallfirst.serve.access import Access, Admission, Caller
 from smallfirst.serve.audit import Audits
 from smallfirst.serve.cache import ResponseCache
@@ -31,6 +30,7 @@ from smallfirst.serve.calibrations import Calibrations, Standing
 from smallfirst.serve.exchange import ClientGone, Exchange, printable
 from smallfirst.serve.shadow import Shadow, Shadows
 from smallfirst.serve.spending import within_budget
+from smallfirst.serve.tasks import Tasks
 from smallfirst.serve.telemetry import Telemetry
 from smallfirst.store import Store
 from smallfirst.types import Attempt, Delta, Origin, Record, Request, Route, Usage, Wire, total_usd
@@ -38,7 +38,6 @@ from smallfirst.validators import check_schemas, unchecked_keywords
 from smallfirst.wire import WIRES
 from smallfirst.wire.accumulate import split
 
-TASK_NAME = re.compile(r"[A-Za-z0-9_.:/-]{1,128}")
 UNCHECKED_NAMED = 20
 FORWARDED = ("anthropic-beta", "anthropic-version", "idempotency-key", "openai-organization", "openai-project")
 
@@ -72,6 +71,7 @@ class Gateway:
     admission: Admission
     cache: ResponseCache
     shadows: Shadows
+    tasks: Tasks
     calibrations: Calibrations
     audits: Audits
     telemetry: Telemetry
@@ -125,7 +125,7 @@ class Gateway:
     def _plan(self, request: Request, caller: Caller) -> Call:
         """Task, policy and route of a call; everything that can be refused before a model is asked is refused here."""
         check_schemas(request)
-        task = identify(request, self.config.matches)
+        task = identify(request, self.config.matches, self.tasks.assign)
         if not TASK_NAME.fullmatch(task):
             hint = "Use up to 128 letters, digits and the characters _ . : / -"
             raise RequestError(f"The task name {task!r} is not allowed.", hint=hint, param="metadata.smallfirst_task")

@@ -24,8 +24,10 @@ from smallfirst.serve.app import App
 from smallfirst.serve.audit import Audits
 from smallfirst.serve.cache import ResponseCache
 from smallfirst.serve.calibrations import Calibrations
+from smallfirst.serve.follow import follow
 from smallfirst.serve.gateway import Gateway
 from smallfirst.serve.shadow import Shadows
+from smallfirst.serve.tasks import Tasks
 from smallfirst.serve.telemetry import Telemetry, configure_logging
 
 log = structlog.get_logger("smallfirst")
@@ -41,6 +43,8 @@ async def open_gateway(config: Config, env: Mapping[str, str]) -> AsyncIterator[
         shadows = Shadows(parts.store, telemetry)
         calibrations = Calibrations(parts.store, config, parts.candidates, telemetry)
         await calibrations.refresh()
+        tasks = Tasks(parts.store)
+        await tasks.refresh()
         random = SystemRandom()
         gateway = Gateway(
             config=config,
@@ -53,13 +57,14 @@ async def open_gateway(config: Config, env: Mapping[str, str]) -> AsyncIterator[
             admission=Admission(config.server.max_concurrent),
             cache=ResponseCache(parts.store, config.hash),
             shadows=shadows,
+            tasks=tasks,
             calibrations=calibrations,
             audits=Audits(calibrations, random),
             telemetry=telemetry,
             random=random,
         )
         await shadows.start()
-        background = [asyncio.create_task(work) for work in (_prune(gateway), calibrations.follow())]
+        background = [asyncio.create_task(work) for work in (_prune(gateway), follow(calibrations, tasks))]
         try:
             yield gateway
         finally:

@@ -1,0 +1,30 @@
+"""What a gateway reads from the store and follows while it runs."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Protocol
+
+import structlog
+
+from smallfirst.errors import StoreError
+
+log = structlog.get_logger("smallfirst.follow")
+REFRESH_S = 1.0
+
+
+class Followed(Protocol):
+    async def refresh(self) -> None:
+        """Read what has changed. Raises StoreError."""
+        ...
+
+
+async def follow(*followed: Followed) -> None:
+    """Refresh each, every `REFRESH_S` seconds, for ever; a store that cannot be read changes nothing."""
+    while True:
+        await asyncio.sleep(REFRESH_S)
+        for one in followed:
+            try:
+                await one.refresh()
+            except StoreError as err:
+                log.warning("changes not read", of=type(one).__name__, error=str(err))
