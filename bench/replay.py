@@ -32,10 +32,12 @@ from peers import Peer, Sample, every
 from peers.environments import NotInstalled
 from smallfirst import stats
 from smallfirst.acceptance import Acceptance
+from smallfirst.cascade import TOP_LOGPROBS
 from smallfirst.replay.calls import Call, load
 from smallfirst.replay.run import Bench, Settings, certified, halves
 from smallfirst.report import figure_row
 from smallfirst.stats import Figure
+from smallfirst.wire.shared import tokens_json
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 Indices = np.ndarray[Any, np.dtype[np.int64]]
@@ -229,9 +231,19 @@ def _against(came: Mapping[str, Floats], cost: Floats, success: Floats) -> Figur
 def _sample(call: Call) -> Sample:
     answers = {}
     for model, answer in call.answers.items():
-        made = [{"name": c.name, "arguments": json.loads(c.arguments)} for c in answer.choice.tool_calls]
+        made = [{"name": c.name, "arguments": _value(c.arguments)} for c in answer.choice.tool_calls]
         answers[model] = {"tool_calls": made or None, "content": answer.choice.text}
+        if logprobs := answer.choice.logprobs:
+            answers[model]["logprobs"] = {"content": tokens_json(logprobs, TOP_LOGPROBS)}
     return Sample(call.id, call.request.body, answers)
+
+
+def _value(arguments: str) -> Any:
+    """The arguments of a call, as text where they are no JSON."""
+    try:
+        return json.loads(arguments)
+    except ValueError:
+        return arguments
 
 
 def show(pair: str, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -102,21 +102,6 @@ class _Call:
         return self.sink if self.last(stage) else None
 
 
-class Features(Protocol):
-    """What `confidence.features` is."""
-
-    def __call__(
-        self,
-        request: Request,
-        completion: Completion,
-        verdict: Verdict,
-        repairs: int,
-        *,
-        mended: bool,
-        others: Sequence[Completion],
-    ) -> Mapping[str, float]: ...
-
-
 @dataclass(frozen=True, slots=True)
 class Cascade:
     """The cascade's fixed parts: `check` validates, `constrain` derives a constraint's schema from a request."""
@@ -125,7 +110,6 @@ class Cascade:
     constrain: Callable[[Request], Json | None]
     pricing: Pricing
     clock: Callable[[], float]
-    features: Features = features
 
     async def run(
         self,
@@ -200,8 +184,10 @@ class Cascade:
         left = call.allowance.left_s(self.clock(), stage.timeout_s)
         return _prepare(stage, call.request, self.constrain, timeout_s=left, stream=call.sink_of(stage) is not None)
 
-    async def _attempt(self, call: _Call, stage: Stage, asked: Request, repairs: int) -> _Try:
-        """Generate once, check, and decide."""
+    async def _attempt(
+        self, call: _Call, stage: Stage, asked: Request, repairs: int = 0, *, judged: bool = True
+    ) -> _Try:
+        """Generate once, check, and decide; evidence and features only of what is `judged`."""
         route, sink, started = call.route, call.sink_of(stage), self.clock()
         guard = StreamGuard(asked) if sink is not None and not _observed(route, stage) else None
         run = _Generation(stage, asked, sink, guard, self.clock)
@@ -212,11 +198,13 @@ class Cascade:
         mended = mend(asked, completion) if completion is not None and stage.small and sink is None else None
         completion = mended or completion
         verdict = Verdict() if completion is None else self.check(asked, completion)
-        evidence = await self._evidence(call, stage) if stage.small and completion is not None and verdict.ok else ()
+        evidence: tuple[Attempt, ...] = ()
         found: Mapping[str, float] = {}
-        if completion is not None and stage.small:
+        if completion is not None and stage.small and judged:
+            evidence = await self._evidence(call, stage) if verdict.ok else ()
             answers = [each.completion for each in evidence if each.completion is not None]
-            found = self.features(asked, completion, verdict, repairs, mended=mended is not None, others=answers)
+            said = replace(asked, messages=call.request.messages) if repairs else asked  # what a repair says is ours
+            found = features(said, completion, verdict, repairs, mended=mended is not None, others=answers)
         confidence = route.calibrator.confidence(found) if route.calibrator and found else None
         decision, reason = _decide(route, stage, asked, completion, verdict, confidence, error)
         attempt = Attempt(
@@ -246,7 +234,7 @@ class Cascade:
         if not others or not self._affordable_together(others, call):
             return ()
         alone = replace(call, route=Route("", "observe", others), sink=None)
-        tries = [self._attempt(alone, other, self._prepared(alone, other), 0) for other in others]
+        tries = [self._attempt(alone, other, self._prepared(alone, other), judged=False) for other in others]
         return tuple(
             replace(done.attempt, decision="evidence", reason=stage.name) for done in await asyncio.gather(*tries)
         )
@@ -341,7 +329,7 @@ def _decide(
             return "accept", "truncated"
     if not verdict.ok:
         return otherwise, f"invalid:{verdict.violations[0].code}"
-    if not last and route.calibrator and (confidence is None or confidence < route.calibrator.threshold):
+    if not last and route.calibrator and not (confidence is not None and confidence >= route.calibrator.threshold):
         return "escalate", "low_confidence"
     return "accept", route.reason
 

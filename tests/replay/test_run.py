@@ -11,10 +11,10 @@ from recorded import lines, write
 from typer.testing import CliRunner
 
 from smallfirst.cli import app
-from smallfirst.errors import CalibrationError, DataError
+from smallfirst.errors import CalibrationError, ConfigError, DataError
 from smallfirst.replay import tables
 from smallfirst.replay.calls import load
-from smallfirst.replay.run import Replay, Settings, run
+from smallfirst.replay.run import Bench, Replay, Settings, certified, halves, run
 
 MODELS = ("tiny", "other", "gpt-4o")
 
@@ -78,6 +78,7 @@ def test_labels_of_the_test_part_decide_nothing(tmp_path: Path) -> None:
         for answer in row["answers"].values():
             answer["correct"] = not answer["correct"]
     again = run(load(write(tmp_path / "b.jsonl", rows), MODELS), Settings("tiny", "gpt-4o", "other", splits=1), fit)
+    assert once.splits[0].ours.accepted.any()
     assert once.splits[0].ours.accepted.tolist() == again.splits[0].ours.accepted.tolist()
 
 
@@ -99,6 +100,64 @@ def test_one_sided_labels_and_too_few_are_refused(tmp_path: Path) -> None:
         run(load(write(tmp_path / "d.jsonl", lines(30)), MODELS), Settings("tiny", "gpt-4o"))
 
 
+def test_a_split_with_too_few_labels_accepts_nothing(tmp_path: Path) -> None:
+    """Where wrong answers are rare some halves have too few of them: there the large model answers, and alone it costs
+    what it costs."""
+    rows = lines(160, easy=1.0)
+    for row in rows[:10]:
+        row["answers"]["tiny"]["correct"] = False
+    replay = run(load(write(tmp_path / "c.jsonl", rows), MODELS), Settings("tiny", "gpt-4o", "other", splits=8))
+    few = [split for split in replay.splits if split.acceptance is None]
+    assert 0 < len(few) < 8
+    for split in few:
+        assert split.ours.cost.tolist() == split.baselines["always-large"].cost.tolist()
+        assert not split.ours.accepted.any()
+    assert tables.to_json(replay)["settings"]["refused_splits"] >= len(few)
+
+
+def test_a_model_named_twice_is_refused() -> None:
+    """A model cannot vouch for itself."""
+    for small, large, second in (("a", "a", None), ("a", "b", "a"), ("a", "b", "b")):
+        with pytest.raises(ConfigError, match="'a'"):
+            Settings(small, large, second)
+
+
+async def test_what_is_kept_between_splits_is_what_a_fresh_run_decides(tmp_path: Path) -> None:
+    """The second split's results do not depend on the first having run."""
+    calls, settings = load(write(tmp_path / "c.jsonl", lines(160)), MODELS), Settings("tiny", "gpt-4o", "other")
+    used, fresh = Bench(calls, settings), Bench(calls, settings)
+    await used.prepare()
+    await fresh.prepare()
+    (first, _), (second, tested), *_ = halves(len(calls), settings)
+    await used.decide(tested, certified(used, first, 80))
+    acceptance = certified(used, second, 80)
+    once, again = await used.decide(tested, acceptance), await fresh.decide(tested, acceptance)
+    for name in once.__slots__:
+        assert getattr(once, name).tolist() == getattr(again, name).tolist()
+
+
+def test_requests_of_every_kind_are_replayed(tmp_path: Path) -> None:
+    """Several choices, log-probabilities, images, custom tools, a model's name, metadata, Chinese, NUL, no tools, a
+    response schema, empty answers and arguments that are no JSON."""
+    rows = lines(100)
+    odd: list[dict[str, Any]] = [
+        {"n": 2, "stream": True},
+        {"logprobs": True, "top_logprobs": 3, "model": "tiny"},
+        {"model": "gpt-4o", "metadata": {"smallfirst_episode": "e", "smallfirst_task": "t"}},
+        {"tools": [{"type": "custom", "custom": {"name": "sql"}}]},
+        {"tools": [], "messages": [{"role": "user", "content": "\u4eca\u5929\u5929\u6c14\u600e\u4e48\u6837\u0000?"}]},
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "object"}}}},
+    ]
+    image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}
+    odd.append({"messages": [{"role": "user", "content": [{"type": "text", "text": "What is this?"}, image]}]})
+    for row, more in zip(rows, odd, strict=False):
+        row["request"] |= more
+    rows[4]["answers"]["tiny"] = {"tool_calls": None, "content": None, "correct": False}
+    rows[9]["answers"]["tiny"] = {"tool_calls": [{"name": "get_weather", "arguments": "{city"}], "correct": False}
+    said = tables.to_json(run(load(write(tmp_path / "c.jsonl", rows), MODELS), Settings("tiny", "gpt-4o", splits=2)))
+    assert 0 <= said["coverage"]["value"] <= 1
+
+
 def test_a_large_model_without_a_price_is_the_unit(tmp_path: Path) -> None:
     """Costs are then told in its calls, and the small one costs its share of them."""
     calls = load(write(tmp_path / "c.jsonl", lines(120)), MODELS)
@@ -114,5 +173,5 @@ def test_the_command_prints_tables_and_json(tmp_path: Path) -> None:
     shown = CliRunner().invoke(app, arguments)
     assert shown.exit_code == 0, shown.output
     assert "always-large" in shown.output
-    printed = CliRunner().invoke(app, [*arguments, "--json"])
+    printed = CliRunner().invoke(app, [*arguments, "--json", "--fit", str(path)])
     assert json.loads(printed.stdout)["settings"]["small"] == "tiny"

@@ -13,12 +13,21 @@ _AS_SERVED = ("-FC", "-prompt")
 """Suffixes by which leaderboards tell how a model was asked; price lists do not have them."""
 
 
+ANSWERS_ALL = Capabilities(
+    modalities=frozenset({"text", "image", "audio", "file"}),
+    native=frozenset({"chat"}),
+    custom_tools=True,
+    top_logprobs=20,
+)
+"""What was recorded was answered, whatever it took."""
+
+
 class Recorded:
     """A `Backend` that gives a model's recorded answers: to a request, that of the call named by its episode."""
 
     def __init__(self, model: str, answers: Mapping[str, Answer], usages: Mapping[str, Usage]) -> None:
         self.name = model
-        self.capabilities = Capabilities()
+        self.capabilities = ANSWERS_ALL
         self._answers, self._usages = answers, usages
 
     async def generate(self, request: Request) -> AsyncIterator[Delta]:
@@ -29,6 +38,7 @@ class Recorded:
         yield Delta(
             text=choice.text,
             tool_calls=tuple(made),
+            logprobs=choice.logprobs,
             finish_reason=choice.finish_reason,
             usage=self._usages[call],
             model=self.name,

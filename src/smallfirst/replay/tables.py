@@ -19,7 +19,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from smallfirst import stats
-from smallfirst.guarantee import Certificate
+from smallfirst.guarantee import Certificate, Refusal
 from smallfirst.replay.policies import Results
 from smallfirst.replay.run import Replay, Split
 from smallfirst.report import figure_row
@@ -84,7 +84,7 @@ def _figures(replay: Replay, name: str, large: Results) -> dict[str, Figure]:
         "accepted_failure": stats.ratio(by_call.failed, by_call.accepted),
         "cps": stats.ratio(by_call.cost, by_call.success),
         "cps_ratio": stats.ratio_of_ratios((by_call.cost, large.cost), (by_call.success, large.success)),
-        "ece": _spread([split.ece for split in replay.splits]) if name == "cascade" else nothing,
+        "ece": _spread([s.ece for s in replay.splits if s.ece is not None]) if name == "cascade" else nothing,
         "auroc": _spread([s.auroc for s in replay.splits if s.auroc is not None]) if name == "cascade" else nothing,
         "violations": stats.wilson(sum(_violated(split, pick(split)) for split in replay.splits), len(replay.splits)),
     }
@@ -105,8 +105,10 @@ def _by_call(replay: Replay, pick: Callable[[Split], Results]) -> Results:
 
 
 def _violated(split: Split, results: Results) -> bool:
+    """Whether accepted answers failed more often than the split's alpha; without one nothing was promised."""
     accepted = float(results.accepted.sum())
-    return accepted > 0 and float(results.failed.sum()) / accepted > split.alpha
+    alpha = 1.0 if split.acceptance is None else split.acceptance.outcome.alpha
+    return accepted > 0 and float(results.failed.sum()) / accepted > alpha
 
 
 def _spread(values: Sequence[float]) -> Figure:
@@ -118,12 +120,12 @@ def _spread(values: Sequence[float]) -> Figure:
 
 def _settings(replay: Replay) -> dict[str, Any]:
     settings, splits = replay.settings, replay.splits
-    certified = [s.acceptance.outcome for s in splits if isinstance(s.acceptance.outcome, Certificate)]
-    refused = [s.acceptance.outcome for s in splits if not isinstance(s.acceptance.outcome, Certificate)]
-    missing = [r.needed for r in refused if r.needed is not None]
+    learned = [s.acceptance for s in splits if s.acceptance is not None]
+    certified = [a.outcome for a in learned if isinstance(a.outcome, Certificate)]
+    missing = [a.outcome.needed for a in learned if isinstance(a.outcome, Refusal) and a.outcome.needed is not None]
     return {
         **asdict(settings),
-        "alpha": float(np.mean([split.alpha for split in splits])),
+        "alpha": float(np.mean([a.outcome.alpha for a in learned])),
         "alpha_given": settings.alpha,
         "calls": len(replay.calls),
         "fitted_on": replay.fitted_on,
@@ -131,16 +133,16 @@ def _settings(replay: Replay) -> dict[str, Any]:
         "unit": replay.prices.unit,
         "priced_by_list": list(replay.prices.by_list),
         "certified_splits": len(certified),
-        "refused_splits": len(refused),
+        "refused_splits": len(splits) - len(certified),
         "labels_missing": int(np.median(missing)) if missing else None,
         "threshold": float(np.mean([c.threshold for c in certified])) if certified else None,
-        "features": list(splits[0].acceptance.model.names),
+        "features": list(learned[0].model.names),
         "decision_ms": replay.decision_ms,
     }
 
 
 def _summary(settings: dict[str, Any]) -> str:
-    chosen = f"the bound of the cheapest threshold, a wrong answer at {settings['failure_cost']:g} large calls"
+    chosen = f"not promised: the cheapest threshold's bound, a wrong answer at {settings['failure_cost']:g} large calls"
     given = "given" if settings["alpha_given"] is not None else chosen
     of = f"{settings['fitted_on']} calls to fit on, {settings['tested_on']} to test on, {settings['splits']} splits"
     lists = ", ".join(settings["priced_by_list"]) or "none"

@@ -44,7 +44,9 @@ class _Token(Struct):
     top_logprobs: list[_Top] | None = None
 
 
-class _Logprobs(Struct):
+class Logprobs(Struct):
+    """Log-probabilities of a choice's tokens, as OpenAI gives them."""
+
     content: list[_Token] | None = None
     refusal: list[_Token] | None = None
 
@@ -79,7 +81,7 @@ class _Choice(Struct):
     index: int = 0
     message: _Message | None = None
     delta: _Message | None = None
-    logprobs: _Logprobs | None = None
+    logprobs: Logprobs | None = None
     finish_reason: str | None = None
 
 
@@ -139,7 +141,7 @@ def _delta(
         reasoning=message.reasoning_content or message.reasoning or "",
         refusal=message.refusal or "",
         tool_calls=_calls(message) if message.tool_calls or message.function_call else (),
-        logprobs=_logprobs(choice.logprobs) if choice.logprobs else (),
+        logprobs=token_logprobs(choice.logprobs) if choice.logprobs else (),
         finish_reason=_FINISH.get(finish, "stop") if finish else None,
         usage=usage,
         model=model,
@@ -161,7 +163,8 @@ def _calls(message: _Message) -> tuple[ToolCallDelta, ...]:
     return tuple(out)
 
 
-def _logprobs(given: _Logprobs) -> tuple[TokenLogprob, ...]:
+def token_logprobs(given: Logprobs) -> tuple[TokenLogprob, ...]:
+    """The tokens, each with its alternatives, best first."""
     return tuple(
         TokenLogprob(
             token.token,
