@@ -12,16 +12,19 @@ import typer
 from rich.markup import escape
 
 from smallfirst import __version__
-from smallfirst.cli import calibrate, gateway, keys, models, records, replay, report, whatif
+from smallfirst.cli import calibrate, gateway, ingest, keys, models, records, replay, report, scrub, tasks, whatif
 from smallfirst.cli.common import err, out
 from smallfirst.errors import ConfigError, SmallfirstError
 
 GROUPS: tuple[tuple[str | None, typer.Typer], ...] = (
     (None, gateway.app),
     (None, report.app),
+    (None, ingest.app),
+    (None, scrub.app),
     (None, calibrate.app),
     (None, replay.app),
     (None, whatif.app),
+    ("tasks", tasks.app),
     ("records", records.app),
     ("keys", keys.app),
     ("models", models.app),

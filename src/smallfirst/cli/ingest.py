@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from smallfirst.cli.common import ConfigOption, JsonOption, StoreOption, err, out, print_json, with_store
-from smallfirst.learn.ingest import AUTO, Imported, run
 from smallfirst.store import Store
+
+if TYPE_CHECKING:
+    from smallfirst.learn.ingest import Imported
 
 app = typer.Typer()
 _SHOWN = 20
@@ -20,13 +22,17 @@ _SHOWN = 20
 @app.command("import", epilog="Example: smallfirst import spend-logs.jsonl.gz --format litellm")
 def import_(
     files: Annotated[list[Path], typer.Argument(help="JSON lines or one JSON document each; may be gzipped.")],
-    form: Annotated[str, typer.Option("--format", help="auto, openai, otel, litellm, langfuse or tensorzero.")] = AUTO,
+    form: Annotated[
+        str, typer.Option("--format", help="auto, openai, otel, litellm, langfuse or tensorzero.")
+    ] = "auto",
     task: Annotated[str | None, typer.Option(help="Name the task of all these calls.")] = None,
     config: ConfigOption = None,
     store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Record calls from other tools' logs. Importing the same again changes nothing; what cannot be read is named."""
+    from smallfirst.learn.ingest import Imported, run
+
     result = Imported()
 
     async def work(db: Store) -> None:
@@ -47,7 +53,7 @@ def import_(
 
 def _tell(result: Imported) -> None:
     for problem in result.problems[:_SHOWN]:
-        err.print(f"{problem.file}:{problem.line}: {problem.reason}", markup=False, highlight=False)
+        err.print(f"{problem.file}:{problem.line}: {problem.reason}", markup=False, highlight=False, soft_wrap=True)
     if result.bad > _SHOWN:
         err.print(f"... and {result.bad - _SHOWN} more", highlight=False)
     parts = [f"{result.added} calls imported"]

@@ -34,6 +34,7 @@ IMPORTED = "imported"
 """The reason, stage and key of imported calls."""
 AUTO = "auto"
 _BATCH = 512
+_TOLD_EVERY = 100
 _BATCH_BYTES = 8 * 2**20
 _PROBLEMS = 100
 _FOREIGN = re.compile(r"[^A-Za-z0-9_.:/-]+")
@@ -89,8 +90,10 @@ async def run(
         for item in items(path):
             for record in reader.records(path, item, result):
                 await batch.add(record, item.size)
-            progress(done + item.at)
+            if item.line % _TOLD_EVERY == 0:
+                progress(done + item.at)
         done += path.stat().st_size
+        progress(done)
         for record in reader.rest(path, result) if path is files[-1] else ():
             await batch.add(record, 0)
     await batch.keep()

@@ -13,7 +13,7 @@ import random
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
 from smallfirst.assignment import Assigner, Cell, Prompt, cells_from_json, cells_to_json, prompt_of
@@ -113,15 +113,52 @@ class Found:
         """The share of calls that belong to no task."""
         return self.task_of.count(None) / len(self.task_of) if self.task_of else 0.0
 
+    def of(self, task: str) -> Figures | None:
+        """The figures of a task; None when no call belongs to it."""
+        return next((figures for figures in self.figures if figures.task == task), None)
 
-def row_of(task: Task) -> TaskRow:
-    """The task as the store keeps it."""
-    return TaskRow(task.id, task.name, task.settled, cells_to_json(task.cells), task.created_at)
+
+def row_of(task: Task, figures: Figures | None = None) -> TaskRow:
+    """The task as the store keeps it, with figures if they are known."""
+    counted = asdict(figures) if figures else {}
+    return TaskRow(task.id, task.name, task.settled, cells_to_json(task.cells), task.created_at, counted)
 
 
 def task_of_row(row: TaskRow) -> Task:
     """The task that the store kept."""
     return Task(row.id, row.name, cells_from_json(row.model), row.created_at, row.settled)
+
+
+def figures_of_row(row: TaskRow) -> Figures:
+    """The figures kept with a task; none but its id and name when its calls were never counted."""
+    return Figures(**{**row.figures, "task": row.id, "name": row.name})
+
+
+def by_cost(figures: Iterable[Figures]) -> tuple[Figures, ...]:
+    """The dearest first; the calls that belong to no task last."""
+    return tuple(sorted(figures, key=lambda f: (f.task is None, -(f.cost_usd or 0.0), -f.calls, f.name)))
+
+
+def merged_figures(parts: Sequence[Figures]) -> Figures:
+    """The sums of what several tasks came to, under the first one's id and name.
+
+    Episodes that several of them are part of count for each; schemas of the same form are the first one's.
+    """
+    return replace(
+        parts[0],
+        calls=sum(part.calls for part in parts),
+        episodes=sum(part.episodes for part in parts),
+        input_tokens=sum(part.input_tokens for part in parts),
+        output_tokens=sum(part.output_tokens for part in parts),
+        cost_usd=total_usd(part.cost_usd for part in parts),
+        cost_month_usd=total_usd(part.cost_month_usd for part in parts),
+        share_calls=sum(part.share_calls for part in parts),
+        share_tokens=sum(part.share_tokens for part in parts),
+        share_cost=total_usd(part.share_cost for part in parts),
+        labelled=sum(part.labelled for part in parts),
+        correct=sum(part.correct for part in parts),
+        schemas={form: schema for part in reversed(parts) for form, schema in part.schemas.items()},
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -374,4 +411,4 @@ def _figures(tallies: Mapping[str | None, _Tally], tasks: Mapping[str, Task]) ->
         )
         for task, tally in tallies.items()
     ]
-    return tuple(sorted(found, key=lambda f: (f.task is None, -(f.cost_usd or 0.0), -f.calls, f.name)))
+    return by_cost(found)

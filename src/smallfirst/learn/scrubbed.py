@@ -1,0 +1,112 @@
+"""Stage: the records of a store as JSON lines without personal data, each line checked for leaks before it counts.
+
+A leak is a canary (a value that somebody planted or names) or an identifier of the record itself that still stands in
+its line, in any letter case or encoding (`scrub.leaks`).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import IO, Any
+
+from smallfirst.errors import RequestError, StoreError
+from smallfirst.learn.pii.patterns import structured
+from smallfirst.learn.scrub import ScrubbedRecord, Scrubber, decode, encode, leaks
+from smallfirst.store import RecordFilter, Store, StoredRecord
+
+_PURPOSE = "scrub"
+_LEAST_IDENTIFYING = 8
+_EVERYTHING = RecordFilter()
+
+
+@dataclass(slots=True)
+class Scrubbed:
+    """What was written: `records`; how many were `refused`, by reason; and of each leak the record's id and the value's
+    number among the canaries, or None for an identifier of its own."""
+
+    records: int = 0
+    refused: Counter[str] = field(default_factory=Counter)
+    leaked: list[tuple[str, int | None]] = field(default_factory=list)
+
+
+def scrubber_of(store: Store) -> Scrubber:
+    """The scrubber whose surrogates belong to this store: the same in every run, unknown without the store."""
+    return Scrubber(store.secret(_PURPOSE))
+
+
+async def write(
+    store: Store,
+    to: IO[bytes],
+    wanted: RecordFilter = _EVERYTHING,
+    *,
+    limit: int | None = None,
+    canaries: Sequence[str] = (),
+    scrubber: Scrubber | None = None,
+    show: Callable[[ScrubbedRecord], None] = lambda _: None,
+    progress: Callable[[int], None] = lambda _: None,
+) -> Scrubbed:
+    """Write the wanted records to `to`, newest first, at most `limit` of them, in bounded memory.
+
+    `scrubber`: the store's own if None. `show` gets each record written; `progress` how many were read. Nothing must be
+    used of what was written when the result tells of a leak. Raises StoreError when the store cannot be read.
+    """
+    scrubber = scrubber or scrubber_of(store)
+    result, read = Scrubbed(), 0
+    async for stored in store.export(wanted):
+        if read == limit:
+            break
+        read += 1
+        try:
+            record = scrubber.record(stored)
+        except (StoreError, RequestError) as error:
+            result.refused["kept without its content" if not stored.captured else f"no request: {error}"] += 1
+            continue
+        result.leaked += [(record.id, place) for place in _leaked(stored, record, canaries)]
+        to.write(encode(record) + b"\n")
+        result.records += 1
+        show(record)
+        progress(read)
+    return result
+
+
+class Lines:
+    """The scrubbed records of a file; each iteration reads it anew. Raises StoreError at a line that is none."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __iter__(self) -> Iterator[ScrubbedRecord]:
+        with self._path.open("rb") as file:
+            yield from map(decode, file)
+
+
+def _leaked(stored: StoredRecord, record: ScrubbedRecord, canaries: Sequence[str]) -> list[int | None]:
+    """The numbers of the canaries that stand in the record's line, and None for each identifier of its own."""
+    own = sorted({value for text in _texts(stored) for value in _identifiers(text)} - set(canaries))
+    line = encode(replace(record, id="", episode=None)).decode()
+    found = leaks(line, [*canaries, *own])
+    return [canaries.index(value) if value in canaries else None for value in found]
+
+
+def _identifiers(text: str) -> Iterator[str]:
+    """The identifiers and secrets of a text that are too long to be met by chance."""
+    return (f.text for f in structured(text) if sum(c.isalnum() for c in f.text) >= _LEAST_IDENTIFYING)
+
+
+def _texts(stored: StoredRecord) -> Iterator[str]:
+    """What was said and answered: contents of messages, answers, arguments of tool calls."""
+    for message in stored.messages:
+        yield from _content(message.get("content"))
+    for attempt in stored.attempts:
+        for choice in attempt.completion.choices if attempt.completion else ():
+            yield choice.text
+            yield from (call.arguments for call in choice.tool_calls)
+
+
+def _content(content: Any) -> Iterator[str]:
+    parts = content if isinstance(content, list) else [content]
+    texts = (part.get("text") if isinstance(part, dict) else part for part in parts)
+    return (text for text in texts if isinstance(text, str))
