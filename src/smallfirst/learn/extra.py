@@ -14,5 +14,5 @@ def need(library: str) -> Any:
         return importlib.import_module(library)
     except ImportError as error:
         raise ConfigError(
-            f"{library} is not installed.", hint="Run `pip install smallfirst[learn]` (torch: a CPU build suffices)."
+            f"{library} is not installed.", hint="Run `pip install 'smallfirst[learn]'` (torch: a CPU build suffices)."
         ) from error

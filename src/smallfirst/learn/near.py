@@ -58,12 +58,13 @@ def near(texts: Sequence[str], answers: Sequence[str], least: float) -> Near:
     return Near(frozenset(found.repeats), clusters, common)
 
 
-def crossings(texts: Sequence[str], sides: Sequence[str], least: float, common: float) -> int:
-    """How many pairs of near texts have two different `sides`; `common` is that of a `Near`."""
+def crossings(texts: Sequence[str], sides: Sequence[str | None], least: float, common: float) -> int:
+    """How many pairs of near texts have two different `sides` (None: left out); `common` is that of their `Near`."""
     sets, index, crossing = _ranked([shingles(text) for text in texts], common), _Index(least), 0
     for n, ranks in enumerate(sets):
-        crossing += sum(sides[m] != sides[n] and index.alike(m, ranks) for m in index.candidates(ranks))
-        index.add(n, ranks)
+        if sides[n] is not None:
+            crossing += sum(sides[m] != sides[n] and index.alike(m, ranks) for m in index.candidates(ranks))
+            index.add(n, ranks)
     return crossing
 
 

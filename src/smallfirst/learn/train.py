@@ -93,7 +93,8 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """What came out: the adapter's folder and how it was reached. `score` is the best evaluation's (see `train`)."""
+    """What came out: the adapter's folder and how it was reached. `score` is the best evaluation's (see `train`);
+    `left_out` counts the examples that were longer than `longest`."""
 
     folder: Path
     steps: int
@@ -102,6 +103,7 @@ class Trained:
     score: float
     ended: Literal["epochs", "minutes", "patience"]
     curve: tuple[Point, ...]
+    left_out: int = 0
 
     @property
     def tokens_per_s(self) -> float:
@@ -168,6 +170,7 @@ class _Training:
         self._torch.manual_seed(config.seed)
         tokenizer = base.tokenizer()
         self._examples = encode(examples, tokenizer, config.longest)
+        self._left_out = len(examples) - len(self._examples)
         if not validation and metric is None:
             raise TrainError("There is nothing to evaluate on.", hint="Give validation examples or a metric.")
         self._validation = encode(validation, tokenizer, config.longest) if validation else []
@@ -209,7 +212,16 @@ class _Training:
         draw(state.curve, self._folder / "curve.svg")
         shutil.rmtree(self._folder / "candidate", ignore_errors=True)
         (self._folder / _CHECKPOINT).unlink(missing_ok=True)
-        return Trained(self._folder, state.step, state.tokens, state.seconds, state.best, ended, tuple(state.curve))
+        return Trained(
+            folder=self._folder,
+            steps=state.step,
+            tokens=state.tokens,
+            seconds=state.seconds,
+            score=state.best,
+            ended=ended,
+            curve=tuple(state.curve),
+            left_out=self._left_out,
+        )
 
     def _done(self, steps: int) -> float:
         minutes = self._config.max_minutes
