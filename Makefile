@@ -3,13 +3,16 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -q -c constraints.txt
 
-.PHONY: demo test check clean
+.PHONY: demo test test-learn check clean
 
 demo: .venv/demo  ## answer real function-calling questions with the embedded model, and measure them
 	$(BIN)/smallfirst demo
 
 test: .venv/dev  ## run the tests
 	$(BIN)/python -m pytest
+
+test-learn: .venv/learn  ## run the tests of training, which need torch
+	$(BIN)/python -m pytest -m learn
 
 check: .venv/dev  ## lint, types, import contracts, shape
 	$(BIN)/ruff check
@@ -31,6 +34,10 @@ check: .venv/dev  ## lint, types, import contracts, shape
 .venv/dev: .venv/bin/python pyproject.toml constraints.txt
 	@echo "Setting up .venv (once) ..."
 	$(PIP) -e '.[dev]'
+	@touch $@
+
+.venv/learn: .venv/dev
+	$(PIP) -e '.[dev,learn]'
 	@touch $@
 
 clean:
