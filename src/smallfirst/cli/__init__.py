@@ -12,7 +12,21 @@ import typer
 from rich.markup import escape
 
 from smallfirst import __version__
-from smallfirst.cli import calibrate, gateway, ingest, keys, models, records, replay, report, scrub, tasks, whatif
+from smallfirst.cli import (
+    calibrate,
+    dataset,
+    gateway,
+    ingest,
+    keys,
+    models,
+    records,
+    replay,
+    report,
+    scrub,
+    tasks,
+    train,
+    whatif,
+)
 from smallfirst.cli.common import err, out
 from smallfirst.errors import ConfigError, SmallfirstError
 
@@ -21,6 +35,8 @@ GROUPS: tuple[tuple[str | None, typer.Typer], ...] = (
     (None, report.app),
     (None, ingest.app),
     (None, scrub.app),
+    (None, dataset.app),
+    (None, train.app),
     (None, calibrate.app),
     (None, replay.app),
     (None, whatif.app),

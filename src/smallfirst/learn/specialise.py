@@ -46,7 +46,8 @@ def specialise(
     Raises ConfigError when the `learn` extra is missing or the folder holds another dataset's specialist, TrainError
     and ModelFileError as `train` and `find_base` do.
     """
-    need("torch"), need("peft")
+    need("torch")
+    need("peft")
     need("transformers").utils.logging.disable_progress_bar()  # `report` is the progress
     recipe, parents = asdict(config), (data.sha256,)
     target = folder / ADAPTER
