@@ -14,7 +14,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import chain, islice, pairwise
 from typing import Any
 from zlib import crc32
@@ -35,6 +35,7 @@ _SAME_VALUES = 0.3
 _FIELD = (1 << 31) - 1
 _MAX_SLOTS = 2000
 _REMEMBERED = 1024
+_REMEMBERED_TEXTS = 64
 _DEPTH = 3
 _WORD_MASK = (1 << WORD_BITS) - 1
 _TOKENS = re.compile(r"[a-z]+|[\u3400-\u9fff\u3040-\u30ff\uac00-\ud7af]|[^\W\d_]+")
@@ -87,6 +88,7 @@ def prompt_of_request(request: Request) -> Prompt:
     return prompt_of(request.messages, tools, request.response_format.schema)
 
 
+@lru_cache(_REMEMBERED_TEXTS)
 def shingles_of(text: str) -> frozenset[int]:
     """The runs of three words, each as 60 bits, 20 a word; digits are no words, so dates and numbers leave no trace."""
     hashes = [_hash(word) & _WORD_MASK for word in _TOKENS.findall(text.lower())]
