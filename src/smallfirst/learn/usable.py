@@ -73,8 +73,8 @@ def read(record: ScrubbedRecord, template: PromptTemplate) -> Call:
 
 def body(record: ScrubbedRecord) -> dict[str, Any]:
     """The record's request as a chat body for the model "auto"."""
-    given = {"tools": record.tools, "tool_choice": record.tool_choice, "response_format": record.response_format}
-    return {"model": "auto", "messages": record.messages, **{key: value for key, value in given.items() if value}}
+    given = {"tools": list(record.tools), "tool_choice": record.tool_choice, "response_format": record.response_format}
+    return {"model": "auto", "messages": list(record.messages), **{key: value for key, value in given.items() if value}}
 
 
 def message(answer: Choice) -> dict[str, Any]:
