@@ -2,21 +2,23 @@
 
     models     by constraint mode: accuracy, validity, latency, tokens, cost per success, and the constraint tax
     features   AUROC of each feature of confidence, and of the calibrator cross-fitted on all of them
-    cascade    fitted on a random half of the questions, deciding the other, against the large model alone
+    cascade    fitted on some of the questions, deciding the others, against the large model alone
     ablation   from the large model alone, through the small one with each part added, to the cascade
 
 Questions are drawn in equal numbers of eight kinds: one call, one among several functions, several calls, none because
-no function fits; of each the live (written by users) and the non-live ones. The last of the models stands in for a
-hosted large one; all cost machine time. Every answer is kept in --work and asked once: a run that was cut off, or a
-larger one, goes on from there, and the tables are made by running the real router and cascade over the answers kept.
-Remove the folder after a change of prompts or engine.
+no function fits; of each the live (written by users) and the non-live ones. Whether to call is left to the model; with
+--tool-choice required it must, and the last kind is left out. The last of the models stands in for a hosted large one;
+all cost machine time. Every answer is kept in --work and asked once: a run that was cut off, or a larger one, goes on
+from there, and the tables are made by running the real router and cascade over the answers kept. Remove the folder
+after a change of prompts or engine.
 
 Figures have 95 % intervals. CPS is USD per 1,000 right answers. tax: accuracy of `free` less that of the mode, paired.
 ExecRate: valid after repair, as BFCL's functions cannot be run. In cascades `bound` is what was promised of accepted
-answers' failures, `broken` the share of halves where the test half failed more often; `CPS / large` is paired.
+answers' failures (of `cheapest`, the exact bound on its labels, which is no promise), and `broken` the share of splits
+whose test questions failed more often; `CPS / large` is paired.
 
     python bench/bfcl.py --questions 24 --compared 8 --minutes 12
-    python bench/bfcl.py --questions 240 --compared 64 --minutes 240 --json
+    python bench/bfcl.py --tool-choice required --questions 160 --compared 32 --threads 2 --json
 """
 
 from __future__ import annotations
@@ -27,13 +29,13 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 
-from live.asking import MODES, Bench, Settings, draw
+from live.asking import MODES, Bench, Settings, ToolChoice, draw
 from live.cascades import Plan, ablation, cascade_row, fitted, large_alone
 from live.tables import EVIDENCE, Row, by_mode, features, kinds
 from smallfirst import bfcl
@@ -46,6 +48,8 @@ MODELS = Path.home() / ".cache" / "smallfirst-models"
 SMALL = ("smollm2-135m-instruct-q4_1.gguf", "qwen2.5-coder-0.5b-instruct-q4_k_m.gguf")
 LARGE = "qwen2.5-coder-1.5b-instruct-q4_k_m.gguf"
 CONTEXT = 8192
+FITTING = ("longest", "large_mode", "evidence", "delta", "failure_cost", "splits", "fit_share", "seed")
+"""Options that are printed beside the settings."""
 
 
 async def measure(bench: Bench, given: argparse.Namespace) -> dict[str, list[Row]]:
@@ -57,7 +61,7 @@ async def measure(bench: Bench, given: argparse.Namespace) -> dict[str, list[Row
         fits = {}
         for evidence in kinds(bench, small):
             for alpha in (*given.alpha, None):
-                plan = Plan(alpha, given.delta, given.splits, given.seed, given.failure_cost)
+                plan = Plan(alpha, given.delta, given.splits, given.fit_share, given.seed, given.failure_cost)
                 found = await fitted(bench, small, evidence, large, plan)
                 row = {"small": small, "evidence": evidence, "threshold": plan.name}
                 cascades.append(row | cascade_row(found, alone, plan))
@@ -79,6 +83,7 @@ async def run(backends: Mapping[str, Backend], questions: Sequence[bfcl.Question
         smalls=tuple(smalls),
         large=large,
         work=given.work,
+        tool_choice=given.tool_choice,
         mode=given.mode,
         compared=given.compared,
         samples=given.samples,
@@ -97,9 +102,8 @@ async def run(backends: Mapping[str, Backend], questions: Sequence[bfcl.Question
         await bench.ask(given.minutes, told)
         progress.update(bar, description="fitting and deciding")
         tables = await measure(bench, given)
-    chosen = {key: value for key, value in asdict(settings).items() if key != "work"}
-    chosen |= {"questions": len(questions), "large_mode": given.large_mode, "delta": given.delta}
-    chosen |= {"splits": given.splits, "seed": given.seed, "failure_cost": given.failure_cost}
+    chosen = {key: value for key, value in asdict(settings).items() if key != "work"} | {"questions": len(questions)}
+    chosen |= {name: getattr(given, name) for name in FITTING}
     show(tables, chosen, as_json=given.json)
 
 
@@ -109,9 +113,10 @@ def show(tables: Mapping[str, Sequence[Row]], settings: Row, *, as_json: bool) -
         print(json.dumps(plain | {"settings": settings}, indent=1))
         return
     console = Console()
-    console.width = max(console.width, 180)
+    console.width = max(console.width, 200)
     for name, rows in tables.items():
-        table = Table(*(rows[0] if rows else ()), title=name, title_justify="left")
+        columns = [Column(column, overflow="fold") for column in (rows[0] if rows else ())]
+        table = Table(*columns, title=name, title_justify="left")
         for row in rows:
             table.add_row(*(_cell(value) for value in row.values()))
         console.print(table)
@@ -140,6 +145,7 @@ def options() -> argparse.ArgumentParser:
     parser.add_argument("--compared", type=int, default=48, help="of these, asked in every mode")
     parser.add_argument("--longest", type=int, default=6000, help="characters of a question's functions at most")
     parser.add_argument("--minutes", type=float, default=120, help="of asking; the tables are of what there is then")
+    parser.add_argument("--tool-choice", choices=get_args(ToolChoice), default="auto")
     parser.add_argument("--mode", choices=MODES, default="constrained", help="the small models' in the cascade")
     parser.add_argument("--large-mode", choices=MODES, default="constrained")
     parser.add_argument("--samples", type=int, default=2, help="further answers of a small model, to see if they agree")
@@ -148,7 +154,8 @@ def options() -> argparse.ArgumentParser:
     parser.add_argument("--delta", type=float, default=0.05)
     parser.add_argument("--failure-cost", type=float, default=8.0, help="large calls, for the cheapest threshold")
     parser.add_argument("--evidence", choices=EVIDENCE, default="second", help="what the ablation's cascades use")
-    parser.add_argument("--splits", type=int, default=20, help="random halves")
+    parser.add_argument("--splits", type=int, default=10, help="random ones")
+    parser.add_argument("--fit-share", type=float, default=0.5, help="of the questions, to fit a cascade on")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--usd-per-hour", type=float, default=0.10, help="the machine's price")
     parser.add_argument("--threads", type=int, default=0, help="of the engine; by default a core fewer than there are")
@@ -162,7 +169,7 @@ def main() -> None:
     for path in (*given.small, given.large):
         threads = {"threads": given.threads, "batch_threads": given.threads} if given.threads else {}
         backends[path.stem] = LlamaCppBackend(EngineConfig(path, context=CONTEXT, slots=1, **threads))
-    questions = draw(bfcl.fetch(), given.questions, given.seed, given.longest)
+    questions = draw(bfcl.fetch(), given.questions, given.seed, given.longest, given.tool_choice)
     asyncio.run(run(backends, questions, given))
 
 

@@ -7,11 +7,11 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import msgspec
 
-from live.recorded import Meter, Recorder, Taken, Unasked, digest
+from live.recorded import Meter, Recorder, Taken, Unasked
 from smallfirst import bfcl
 from smallfirst.assemble import StagePricing
 from smallfirst.backends.fake import FakeBackend
@@ -19,7 +19,6 @@ from smallfirst.backends.toolprompt import constraint_schema
 from smallfirst.bfcl import Question
 from smallfirst.budget import Allowance
 from smallfirst.cascade import Cascade
-from smallfirst.confidence import features
 from smallfirst.config import Config, ModelConfig
 from smallfirst.types import Attempt, Backend, Completion, ConstraintMode, Origin, Request, Route, Stage, Verdict
 from smallfirst.validators import validate
@@ -35,9 +34,10 @@ STRATA = (
     ("irrelevance",),
 )
 """Live and non-live questions of the same four kinds."""
+ToolChoice = Literal["auto", "required"]
 MAX_TOKENS = 256
 TIMEOUT_S = 300.0
-CHUNK = 16
+CHUNK = 8
 """Questions that a model answers in a row before the next one is loaded: a run cut off has some of all models."""
 
 
@@ -49,6 +49,7 @@ class Settings:
     smalls: tuple[str, ...]
     large: str
     work: Path
+    tool_choice: ToolChoice = "auto"
     mode: ConstraintMode = "constrained"
     compared: int = 0
     samples: int = 2
@@ -65,21 +66,22 @@ class Settings:
         return next((name for name in self.smalls if name != small), None)
 
 
-def draw(wheel: Path, n: int, seed: int, longest: int) -> tuple[Question, ...]:
-    """`n` questions in equal numbers of each of `STRATA`, none with more than `longest` characters of functions. The
-    first of them are the same for every n."""
-    questions = bfcl.load(wheel, [category for stratum in STRATA for category in stratum])
+def draw(wheel: Path, n: int, seed: int, longest: int, tool_choice: ToolChoice) -> tuple[Question, ...]:
+    """`n` questions in equal numbers of each of `STRATA`, none with more than `longest` characters of functions, and
+    where calls are required none that wants no call. The first of them are the same for every n."""
+    strata = [each for each in STRATA if tool_choice == "auto" or not any("irrelevance" in name for name in each)]
+    questions = bfcl.load(wheel, [category for stratum in strata for category in stratum])
     short = [q for q in questions if len(msgspec.json.encode(q.functions)) <= longest]
-    return bfcl.sample(short, n, seed, STRATA)
+    return bfcl.sample(short, n, seed, strata)
 
 
-def to_request(question: Question) -> Request:
-    """The question as a client's call; whether one of its functions fits is left to the model."""
+def to_request(question: Question, tool_choice: ToolChoice) -> Request:
+    """The question as a client's call."""
     body = {
         "model": "auto",
         "messages": question.messages,
         "tools": bfcl.tools(question.functions),
-        "tool_choice": "auto",
+        "tool_choice": tool_choice,
         "temperature": 0,
         "max_tokens": MAX_TOKENS,
     }
@@ -130,13 +132,13 @@ class Bench:
     _recorders: dict[tuple[str, ConstraintMode, int], Recorder] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.requests = {question.id: to_request(question) for question in self.questions}
+        self.requests = {q.id: to_request(q, self.settings.tool_choice) for q in self.questions}
         stages = {self._label(name, n) for name in self.settings.models for n in range(self.settings.samples + 1)}
         config = Config(
             models={label: ModelConfig(backend="llamacpp", weights=label) for label in stages},
             machine_usd_per_hour=self.settings.usd_per_hour,
         )
-        self.cascade = Cascade(_check, constraint_schema, StagePricing(config), self.meter, _Features())
+        self.cascade = Cascade(_check, constraint_schema, StagePricing(config), self.meter)
         self.nobody = Stage("nobody", FakeBackend("nobody"), "nobody")
 
     def stage(self, model: str, mode: ConstraintMode, sample: int = 0, *, small: bool = True) -> Stage:
@@ -243,25 +245,3 @@ class Bench:
 
 def _check(request: Request, completion: Completion) -> Verdict:
     return validate(completion, request)
-
-
-class _Features:
-    """`confidence.features`, computed once for each answer and the others beside it."""
-
-    def __init__(self) -> None:
-        self._known = dict[tuple[str, ...], Mapping[str, float]]()
-
-    def __call__(
-        self,
-        request: Request,
-        completion: Completion,
-        verdict: Verdict,
-        repairs: int,
-        *,
-        mended: bool,
-        others: Sequence[Completion],
-    ) -> Mapping[str, float]:
-        key = (digest(request), request.model, *(other.model for other in others))
-        if key not in self._known:
-            self._known[key] = features(request, completion, verdict, repairs, mended=mended, others=others)
-        return self._known[key]

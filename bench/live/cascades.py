@@ -34,11 +34,13 @@ LABEL = "bfcl gold"
 @dataclass(frozen=True, slots=True)
 class Plan:
     """How the cascade is fitted. `alpha` None: the threshold of least cost, a wrong answer at `failure_cost` large
-    calls; what it promises is the exact bound that it reaches on the labels."""
+    calls; what it promises is the exact bound that it reaches on the labels. It is fitted on `fit_share` of
+    the questions."""
 
     alpha: float | None
     delta: float
     splits: int
+    fit_share: float
     seed: int
     failure_cost: float
 
@@ -71,8 +73,8 @@ class Arm:
 
 @dataclass(frozen=True, slots=True)
 class Fitted:
-    """What random halves came to: the cascade; the same with no answer in place of the large model's; what was
-    certified; the labels missing and the reasons where nothing was; and how many test halves broke their promise."""
+    """What random splits came to: the cascade; the same with no answer in place of the large model's; what was
+    certified; the labels missing and the reasons where nothing was; and how many test parts broke their promise."""
 
     cascade: Arm
     calibrated: Arm
@@ -83,7 +85,7 @@ class Fitted:
 
 
 async def fitted(bench: Bench, small: str, evidence: str, large: Stage, plan: Plan) -> Fitted:
-    """Fit on one random half of the questions that all models have answered and decide the other, several times."""
+    """Fit on some of the questions that all models have answered, drawn at random, decide the others; several times."""
     run = await _Run.of(bench, small, evidence, large)
     cascade: dict[str, list[Row]] = {}
     calibrated: dict[str, list[Row]] = {}
@@ -91,7 +93,7 @@ async def fitted(bench: Bench, small: str, evidence: str, large: Stage, plan: Pl
     missing: list[int] = []
     refusals: list[str] = []
     broken = 0
-    for fit_on, test_on in _halves(len(run.questions), plan):
+    for fit_on, test_on in _splits(len(run.questions), plan):
         acceptance = None
         try:
             found = run.fit(fit_on, plan)
@@ -307,8 +309,9 @@ def _part(labels: Labelled, ids: set[str]) -> Labelled:
     return Labelled([labels.rows[n] for n in chosen], correct, [labels.groups[n] for n in chosen])
 
 
-def _halves(n: int, plan: Plan) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+def _splits(n: int, plan: Plan) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
     rng = np.random.default_rng(plan.seed)
     for _ in range(plan.splits):
         order = rng.permutation(n)
-        yield np.sort(order[: n // 2]), np.sort(order[n // 2 :])
+        cut = round(plan.fit_share * n)
+        yield np.sort(order[:cut]), np.sort(order[cut:])

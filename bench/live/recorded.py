@@ -94,7 +94,7 @@ class Recorder:
 
     async def generate(self, request: Request) -> AsyncGenerator[Delta]:
         """The recorded answer at once, or the live one."""
-        asked = digest(request)
+        asked = _digest(request)
         kept = self._known.get(asked)
         if kept is None:
             if self.live is None:
@@ -175,8 +175,7 @@ def _read(path: Path) -> list[_Kept]:
     return [msgspec.json.decode(line, type=_Kept) for line in whole.splitlines()]
 
 
-def digest(request: Request) -> str:
-    """What a model is asked, in 20 hex digits: the same for the same question in the same words and mode."""
+def _digest(request: Request) -> str:
     sampling = request.sampling
     asked = (request.messages, request.tools, request.tool_choice, request.constraint)
     limits = (sampling.max_tokens, sampling.temperature)

@@ -58,7 +58,7 @@ def models() -> dict[str, FakeBackend]:
 
 
 async def tables(work: Path, capsys: pytest.CaptureFixture[str], backends: dict[str, FakeBackend], n: int) -> Any:
-    said = ["--work", str(work), "--compared", "6", "--alpha", "0.2", "--splits", "2", "--samples", "1", "--json"]
+    said = ["--work", str(work), "--compared", "6", "--alpha", "0.2", "--splits", "1", "--samples", "1", "--json"]
     await bench.run(backends, [question(i) for i in range(n)], bench.options().parse_args(said))
     return json.loads(capsys.readouterr().out)
 
