@@ -101,7 +101,7 @@ def outcomes(world: World, rollout: Rollout, calls: Calls, random: Random) -> It
     told = random.random() < chance
     one = _answer(new if side == "canary" else old, told)
     candidate, incumbent = (one, None) if side == "canary" else (None, one)
-    yield Outcome(episode, candidate, incumbent, rollout.share, chance)
+    yield Outcome(episode if world.burst > 1 else "", candidate, incumbent, rollout.share, chance)
 
 
 def canary(world: World, seed: int) -> Run:

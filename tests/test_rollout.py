@@ -34,7 +34,7 @@ answers = st.none() | st.builds(
     Answer, st.none() | st.booleans(), st.booleans(), st.floats(0, 100), st.none() | st.floats(0, 1)
 )
 outcomes = st.builds(
-    Outcome, st.sampled_from("abcdefgh"), answers, answers, st.sampled_from([0.0, 0.05, 0.25, 0.95, 1.0])
+    Outcome, st.sampled_from(["", *"abcdefgh"]), answers, answers, st.sampled_from([0.0, 0.05, 0.25, 0.95, 1.0])
 )
 
 
@@ -243,6 +243,15 @@ def test_the_state_does_not_grow() -> None:
     """After ten times as many episodes the kept text is about as long."""
     few, many = (len(fed(CANARY, split(Random(3), n, 0.9, 0.9)).to_json()) for n in (300, 3000))
     assert many < 1.2 * few
+
+
+def test_calls_of_no_episode_are_each_their_own() -> None:
+    """Calls without an episode come to what calls of as many episodes come to, and are not remembered."""
+    given = split(Random(3), 100, 0.8, 0.9)
+    evidence = fed(CANARY, given)
+    alone = fed(CANARY, [replace(outcome, episode="") for outcome in given])
+    assert alone.worse("success") == evidence.worse("success") != 1
+    assert len(alone.to_json()) < 3000
 
 
 def test_a_call_of_an_episode_that_changed_arms_counts_for_nothing() -> None:

@@ -78,7 +78,8 @@ class Bets:
 
     def take(self, episode: str, canary: float | None, incumbent: float | None, share: float, observed: float) -> None:
         """Take in one call: the outcomes, in [0, 1], of the arms that answered, the canary's share, and the probability
-        with which the outcome was observed. A call of an episode that began in another arm counts for nothing.
+        with which the outcome was observed. A call of an episode that began in another arm counts for nothing; a call
+        of no episode ("") is one of its own.
 
         Raises ValueError for a share that gives the arm no chance, or a probability below the least one.
         """
@@ -89,7 +90,8 @@ class Bets:
         if not least <= observed <= 1:
             raise ValueError(f"observed {observed!r}: allowed is a probability from {least!r} to 1")
         known = self._open.pop(episode, None) or self._begun(kind, share)
-        self._open[episode] = known
+        if episode:
+            self._open[episode] = known
         if len(self._open) > _OPEN:
             del self._open[next(iter(self._open))]
         if known.kind == kind:

@@ -92,8 +92,9 @@ class Answer:
 class Outcome:
     """What became of one call: `candidate` and `incumbent` are the arms' answers, both set where both were asked.
 
-    `episode` is what `arm` was asked for. `share` is the canary's share in force then, so that the arm's probability
-    is share or 1 - share; `observed` is the probability with which it got its label, at least `Rules.labelled`.
+    `episode` is what `arm` was asked for, "" where that was the record. `share` is the canary's share in force then, so
+    that the arm's probability is share or 1 - share; `observed` is the probability with which the call got its label,
+    at least `Rules.labelled`.
     """
 
     episode: str
