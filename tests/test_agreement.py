@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -153,3 +154,12 @@ def test_texts_are_the_same_or_cannot_be_told() -> None:
     assert same_answer(form, answer([], '{"n": 1.0}'), answer([], "{}")) is True
     assert same_answer(form, answer([], '{"n": 2}'), answer([], "{}")) is False
     assert agreement(form, answer([], "{}"), [answer([], "{}")]) == {"agree": 1.0}
+
+
+def test_free_texts_agree_when_they_are_equal_or_call_nothing() -> None:
+    """Without tools the words decide; with tools two answers in words both say that none fits."""
+    plain = Request("chat", {}, "m", ({"role": "user", "content": "Which mood?"},))
+    offered = replace(plain, tools=(Tool("f"),))
+    for request, expected in ((plain, 0.0), (offered, 1.0)):
+        assert agreement(request, Choice("Glad."), [Choice("Sad.")])["agree"] == expected
+        assert agreement(request, Choice("Glad."), [Choice(" glad.")])["agree"] == 1

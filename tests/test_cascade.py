@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from smallfirst.backends.fake import HANG, FakeBackend, Script, say
 from smallfirst.budget import Allowance
@@ -322,3 +325,28 @@ def test_an_unknown_price_is_never_within_a_budget(now: float) -> None:
     """With a limit in USD, what may cost anything is not started."""
     assert not Allowance(0.0, usd=100.0).allows(None, now)
     assert Allowance(0.0).allows(None, now)
+
+
+@given(
+    st.floats(0, 1) | st.sampled_from([math.nan, 0.0, 1.0]),
+    st.floats(0, 1, exclude_min=True) | st.just(math.inf),
+    st.lists(st.sampled_from([GOOD, BAD, "{", ""]), min_size=1, max_size=3),
+    st.sampled_from([GOOD, BAD]),
+    st.integers(0, 2),
+    st.booleans(),
+)
+def test_nothing_unsure_and_nothing_invalid_is_accepted(
+    confidence: float, threshold: float, answers: list[str], large: str, repairs: int, evidence: bool
+) -> None:
+    """Whatever is answered, repaired and believed: an accepted small answer is valid and reaches the threshold."""
+    stages = [stage("small", calls(*answers), repairs=repairs), stage("large", calls(large))]
+    others = (stage("small", calls(GOOD)),) if evidence else ()
+    outcome = asyncio.run(run(stages, calibrator=Calibrator(confidence, threshold), others=others))
+    accepted = [a for a in outcome.attempts if a.small and a.decision == "accept"]
+    for attempt in accepted:
+        assert attempt.verdict.ok
+        assert attempt.confidence is not None
+        assert attempt.confidence >= threshold
+    assert (outcome.decision == "accept") == bool(accepted)
+    if outcome.completion is not None:
+        assert outcome.attempts[outcome.served or 0].verdict.ok

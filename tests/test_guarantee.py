@@ -128,6 +128,18 @@ def test_what_is_certified_is_what_the_labels_show(
         assert (result.accepted, result.failures) == (accepted.sum(), wrong[accepted].sum())
         assert result.coverage == result.accepted / result.n
         assert result.bound <= alpha + 1e-12
+        assert result.threshold > 0
+
+
+def test_a_confidence_of_zero_is_never_accepted() -> None:
+    """Calls that must not be accepted have confidence 0, and no threshold is so loose, however few of them fail."""
+    confidence, wrong = np.repeat([0.0, 0.9], 100), np.zeros(200, dtype=bool)
+    result = learn_then_test(confidence, wrong, alpha=0.5, delta=DELTA)
+    assert isinstance(result, Certificate)
+    assert (result.threshold, result.accepted, result.n) == (0.9, 100, 200)
+    nothing = learn_then_test(np.zeros(100), wrong[:100], alpha=0.5, delta=DELTA)
+    assert isinstance(nothing, Refusal)
+    assert nothing.needed is None
 
 
 def test_bad_labels_are_refused() -> None:
@@ -231,7 +243,7 @@ def test_conformal_risk_follows_its_formula(calls: list[tuple[float, bool]], alp
         return bool((wrong[confidence >= threshold].sum() + 1) / (n + 1) <= alpha)
 
     threshold = conformal_risk(confidence, wrong, alpha=alpha)
-    assert threshold == min((c for c in confidence if passes(c)), default=None)
+    assert threshold == min((c for c in confidence if c > 0 and passes(c)), default=None)
     loose = conformal_risk(confidence, wrong, alpha=max(alpha, other))
     assert threshold is None or (loose is not None and loose <= threshold)
 

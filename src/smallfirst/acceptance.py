@@ -89,15 +89,15 @@ class Acceptance:
 
     @classmethod
     def from_json(cls, kept: Mapping[str, Any]) -> Acceptance:
-        """Raises CalibrationError for another version, unknown features or missing parts."""
-        if kept.get("version") != VERSION:
-            raise CalibrationError(
-                f"The calibration has version {kept.get('version')!r}; this smallfirst reads version {VERSION}.",
-                hint="Run `smallfirst calibrate` again.",
-            )
+        """Raises CalibrationError for another version, unknown features or damaged parts."""
         try:
+            if kept.get("version") != VERSION:
+                raise CalibrationError(
+                    f"The calibration has version {kept.get('version')!r}; this smallfirst reads version {VERSION}.",
+                    hint="Run `smallfirst calibrate` again.",
+                )
             certificate = kept.get("certificate")
-            return cls(
+            made = cls(
                 task=kept["task"],
                 stage=kept["stage"],
                 label=kept["label"],
@@ -108,10 +108,12 @@ class Acceptance:
                 made_at=kept["made_at"],
                 costs=Costs(**kept["costs"]) if kept["costs"] else None,
             )
-        except (KeyError, TypeError) as error:
-            raise CalibrationError(
-                f"The calibration is damaged: {error}.", hint="Run `smallfirst calibrate` again."
-            ) from None
+            if not made.threshold > 0:
+                raise ValueError(f"threshold {made.threshold!r}: allowed is a number above 0")
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            said = f"The calibration is damaged: {type(error).__name__}: {error}."
+            raise CalibrationError(said, hint="Run `smallfirst calibrate` again.") from None
+        return made
 
 
 def certify(
@@ -144,7 +146,7 @@ def certify(
 
     Without an `alpha` nothing is promised beforehand: the threshold is the one of least expected cost, failures priced
     at `costs.failure_usd` (those of the large model where `large_wrong` says so), and the certificate's alpha is the
-    exact bound that this threshold reaches, chosen with sight of the labels.
+    exact bound that this threshold reaches: chosen with sight of the labels, it is told but not promised.
 
     `alpha`, `delta` and `horizon` as in `guarantee.learn_then_test`; `more` and `prior` as in `calibration.fit`. Raises
     CalibrationError for too few labels.

@@ -46,9 +46,9 @@ def same_answer(request: Request, one: Choice, other: Choice) -> bool | None:
 def agreement(request: Request, choice: Choice, others: Sequence[Choice]) -> dict[str, float]:
     """Features of how far `others` (a second model's answer, or samples) agree with `choice`, as means over them.
 
-    agree: the same answer (where free texts cannot be told: both call nothing). With tools also agree_names (the same
-    tools as often), agree_count (as many calls), agree_arguments (share of argument values that are equal), and
-    other_no_call. Empty without others.
+    agree: the same answer; where tools may be called and neither calls one that is the same, whatever they say. With
+    tools also agree_names (the same tools as often), agree_count (as many calls), agree_arguments (share of argument
+    values that are equal), and other_no_call. Empty without others.
     """
     if not others:
         return {}
@@ -86,7 +86,8 @@ def _agreement(
     if ours or theirs:
         same = len(ours) == len(theirs) and all(a.text == b.text for a, b in zip(ours, theirs, strict=True))
     else:
-        same = same_answer(request, choice, second) is not False
+        told = same_answer(request, choice, second)
+        same = bool(request.callable_tools) if told is None else told
     found = {"agree": float(same)}
     if request.callable_tools:
         found |= {

@@ -76,9 +76,10 @@ def learn_then_test(
 ) -> Certificate | Refusal:
     """Certify a threshold on confidence below which answers are not used (Angelopoulos et al., arXiv 2110.01052).
 
-    `confidence`, shape (n,), is the calibrated P(correct) of labelled calls whose answers are valid; `wrong`, shape
-    (n,), says whether each failed. The calibrator must not have seen these labels (cross-fitting). Few distinct
-    confidences leave few thresholds, and coverage between them is lost: order the calls within an isotonic step.
+    `confidence`, shape (n,), is the calibrated P(correct) of labelled calls, 0 for those that are never accepted
+    whatever the threshold (invalid answers); `wrong`, shape (n,), says whether each failed. The calibrator must not
+    have seen these labels (cross-fitting). Few distinct confidences leave few thresholds, and coverage between them is
+    lost: order the calls within an isotonic step.
 
     The thresholds form a fixed sequence from strict to loose; each is tested at the full level delta by the exact
     binomial tail, and the first that fails ends the sequence. So an unqualified threshold is certified only if the
@@ -110,6 +111,8 @@ def learn_then_test(
     n = len(conf)
     tail = _tail(alpha, horizon)
     thresholds, counts, failures, predicted = _blocks(conf, bad)
+    if not len(counts):
+        return Refusal(alpha, delta, n, None, f"none of the {n} labelled calls has a confidence above 0")
     looks = _looks(tail, counts, n, delta)
     allowed = _most(tail, counts[looks], n, delta)
     looks, allowed = looks[allowed >= 0], allowed[allowed >= 0]
@@ -269,10 +272,11 @@ def _labelled(confidence: ArrayLike, wrong: ArrayLike, alpha: float) -> tuple[Fl
 
 
 def _blocks(conf: Floats, bad: NDArray[np.bool_]) -> tuple[Floats, Floats, Floats, Floats]:
-    """By distinct confidence, strictest first: it, and the calls accepted, failed and predicted to fail down to it."""
-    order = np.argsort(-conf, kind="stable")
+    """By distinct confidence above 0, strictest first: it, and the calls accepted, failed and predicted to fail down to
+    it."""
+    order = np.argsort(-conf, kind="stable")[: np.count_nonzero(conf)]
     ranked = conf[order]
-    ends = np.flatnonzero(np.append(ranked[1:] != ranked[:-1], True))
+    ends = np.flatnonzero(np.append(ranked[1:] != ranked[:-1], True)[: len(ranked)])
     failures = np.cumsum(bad[order])[ends]
     return ranked[ends], (ends + 1).astype(np.float64), failures.astype(np.float64), np.cumsum(1 - ranked)[ends]
 
@@ -282,7 +286,7 @@ def _looks(tail: _Tail, counts: Floats, n: int, delta: float) -> Ints:
     most = _most(tail, np.array([float(n)]), n, delta)[0]
     k: Floats = np.unique(np.round(np.linspace(0, max(most, 0), _LOOKS)))
     least = _first(lambda sizes: tail(np.minimum(k, sizes), sizes, n) <= delta, k, n)
-    return np.unique(np.append(np.searchsorted(counts, least[least <= n]), len(counts) - 1))
+    return np.unique(np.append(np.searchsorted(counts, least[least <= counts[-1]]), len(counts) - 1))
 
 
 def _first(holds: Callable[[Floats], NDArray[np.bool_]], below: Floats, limit: float) -> Floats:

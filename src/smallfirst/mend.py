@@ -8,6 +8,7 @@ names no argument that the schema lacks. What a mend makes is validated like any
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -16,9 +17,7 @@ from typing import Any
 from smallfirst.schemas import JsonTextError, compiled, parse_json
 from smallfirst.types import Completion, Json, Request, Tool, ToolCall
 
-_POSITIONAL = re.compile(r"_?(?:positional_|arg|args_|param)?(\d+)")
-_INTEGER = re.compile(r"-?\d+")
-_NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?")
+_POSITIONAL = re.compile(r"_?(?:positional_|arg|args_|param)?([0-9]{1,3})")
 
 
 def mend(request: Request, completion: Completion) -> Completion | None:
@@ -52,10 +51,9 @@ def _mended(call: ToolCall, tool: Tool | None) -> ToolCall:
 
 def _fits(arguments: Mapping[str, Any], tool: Tool) -> bool:
     """Whether the schema allows the arguments and, where it lists properties, names them all."""
-    properties = tool.parameters.get("properties", {})
-    closed = (
-        properties and not tool.parameters.get("additionalProperties") and "patternProperties" not in tool.parameters
-    )
+    properties = _properties(tool)
+    open_ended = tool.parameters.get("additionalProperties", False) is not False
+    closed = properties and not open_ended and "patternProperties" not in tool.parameters
     if closed and not arguments.keys() <= properties.keys():
         return False
     return bool(compiled(tool.parameters).is_valid(arguments))
@@ -74,7 +72,7 @@ def _named(arguments: Json, tool: Tool) -> dict[str, Any] | None:
     given = {int(place.group(1)): arguments[name] for name, place in places.items() if place}
     first = min(given)
     ordered = [given[at] for at in sorted(given)]
-    if len(ordered) > len(names) or sorted(given) != list(range(first, first + len(given))):
+    if len(ordered) > len(names) or sorted(given) != list(range(first, first + len(places))):
         return None
     kept = {name: value for name, value in arguments.items() if name not in places}
     return dict(zip(names, ordered, strict=False)) | kept
@@ -89,22 +87,25 @@ def _unwrapped(arguments: Json, tool: Tool) -> dict[str, Any] | None:
 
 
 def _typed(arguments: Json, tool: Tool) -> dict[str, Any]:
-    """Values written as text, or in a list of one, in the type that the schema wants."""
+    """Values written as text in the type that the schema wants, and numbers as text where it wants that."""
     found = {}
     for name, value in arguments.items():
-        convert = _CONVERSIONS.get(str(_properties(tool).get(name, {}).get("type")))
+        schema = _properties(tool).get(name)
+        convert = _CONVERSIONS.get(str(schema.get("type"))) if isinstance(schema, dict) else None
         found[name] = convert(value) if convert else value
     return found
 
 
-def _integer(value: Any) -> Any:
-    if isinstance(value, str) and _INTEGER.fullmatch(value.strip()):
-        return int(value)
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-def _float(value: Any) -> Any:
-    return float(value) if isinstance(value, str) and _NUMBER.fullmatch(value.strip()) else value
+def _parsed(value: Any) -> Any:
+    """What a text says as JSON, where that is a number that floats can hold, a list or an object."""
+    if not isinstance(value, str):
+        return value
+    try:
+        said = parse_json(value)
+    except JsonTextError:
+        return value
+    finite = not isinstance(said, float) or math.isfinite(said)
+    return said if finite and isinstance(said, int | float | list | dict) and not isinstance(said, bool) else value
 
 
 def _boolean(value: Any) -> Any:
@@ -115,22 +116,10 @@ def _text(value: Any) -> Any:
     return json.dumps(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
-def _structure(value: Any) -> Any:
-    if not isinstance(value, str):
-        return value
-    try:
-        return parse_json(value)
-    except JsonTextError:
-        return value
-
-
 _CONVERSIONS: Mapping[str, Callable[[Any], Any]] = {
-    "integer": _integer,
-    "number": _float,
+    **dict.fromkeys(("integer", "number", "array", "object"), _parsed),
     "boolean": _boolean,
     "string": _text,
-    "array": _structure,
-    "object": _structure,
 }
 
 
