@@ -303,7 +303,8 @@ async def test_more_calls_than_a_batch(store, written):
 async def test_bad_lines_are_named_and_the_rest_is_kept(store, written):
     """What is not JSON, not UTF-8, of no known kind or no valid call is told with its line."""
     refused = {**OPENAI, "request": {**REQUEST, "messages": [{"role": "user"}]}}
-    path = written(b"{\"a", b'{"request": "\xff"}', {"what": 1}, b"7", b"", refused, {**OPENAI, "created_at": "x"}, OPENAI)
+    undated = {**OPENAI, "created_at": "x"}
+    path = written(b'{"a', b'{"request": "\xff"}', {"what": 1}, b"7", b"", refused, undated, OPENAI)
     result = await run(store, [path])
     assert (result.added, result.bad) == (1, 6)
     assert [problem.line for problem in result.problems] == [1, 2, 3, 4, 6, 7]
