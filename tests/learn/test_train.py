@@ -19,7 +19,8 @@ import pytest
 import tiny
 from gguf.quants import dequantize
 
-torch = pytest.importorskip("torch")
+torch = pytest.importorskip("torch", reason="training needs pip install 'smallfirst[learn]'")
+pytest.importorskip("peft", reason="training needs pip install 'smallfirst[learn]'")
 
 from safetensors.numpy import load_file  # noqa: E402
 
