@@ -347,7 +347,8 @@ def _task_table(report: Report) -> Table:
     table = Table(
         title=f"By task, {report.level:.0%} intervals", title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0)
     )
-    table.add_column("task", overflow="fold")
+    longest = max(len(summary.task or "") for summary in report.tasks)
+    table.add_column("task", overflow="fold", min_width=min(longest, 24))
     table.add_column("calls", justify="right", no_wrap=True)
     shown = [spec for spec in FIGURES if spec.attribute in _TASK_TABLE]
     for spec in shown:
