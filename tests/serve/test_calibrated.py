@@ -123,7 +123,7 @@ async def test_a_task_from_observation_to_alarm_and_back(start: Start, world: Wo
     result = await calibrated(gateway)
     assert result.certificate is not None
     assert result.sample.kinds == {"agreement": 60}
-    assert 0.5 < result.certificate.coverage <= 0.7
+    assert 0.4 < result.certificate.coverage <= 0.7
 
     accepted = await said(gateway, easy(3), "calibrated")
     assert accepted.said("model") == "big-2026"  # what both servers call themselves
