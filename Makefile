@@ -12,7 +12,7 @@ test: .venv/dev  ## run the tests
 	$(BIN)/python -m pytest
 
 test-learn: .venv/learn  ## run the tests of training, which need torch
-	$(BIN)/python -m pytest -m learn
+	$(BIN)/python -m pytest tests/learn/test_train.py tests/learn/test_specialise.py
 
 check: .venv/dev  ## lint, types, import contracts, shape
 	$(BIN)/ruff check
