@@ -19,6 +19,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from smallfirst.agreement import FEATURES as AGREEMENT
 from smallfirst.confidence import FEATURES
 from smallfirst.errors import CalibrationError
 
@@ -38,6 +39,7 @@ _WIDTH = 1.4
 _PENALTY = 0.4
 _CORRECTION = 2.0
 _APART = 1.5
+_AGREEING = 2.5  # agreement says more than any other feature, and is few among many
 _CLIP = 4.0
 _DIGITS = 5
 _LARGEST = 1e9
@@ -387,6 +389,7 @@ class _Machine:
         centre = filled.sum(axis=0) / count
         scale = np.sqrt((known * (filled - centre) ** 2).sum(axis=0) / count)
         scale[scale < 1e-9] = 1.0
+        scale[[column for column, name in enumerate(task.names) if name in AGREEMENT]] /= _AGREEING
         other = np.where(np.arange(len(filled)) < task.own, 0.0, _APART)
         points = np.hstack([_standardised(task.design, centre, scale), other[:, None]])
         some = np.random.default_rng(seed).permutation(len(points))[:LANDMARKS]
