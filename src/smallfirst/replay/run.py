@@ -54,7 +54,7 @@ class Settings:
     splits: int = 50
     seed: int = 0
     small_cost_ratio: float = 0.05
-    failure_cost: float = 8.0
+    failure_cost: float = 5.25
     horizon: bool = False
 
     def __post_init__(self) -> None:
