@@ -164,11 +164,11 @@ def certify(
             f"None of the {len(rows)} labels is of a call drawn without regard to its answer.",
             hint="Observe the task, or audit its accepted answers (audit = 0.02).",
         )
-    cost = None if costs is None else _cost_per_success(costs, confidence, wrong)
     if alpha is None:
         fails = np.zeros(len(rows)) if large_wrong is None else np.asarray(large_wrong, dtype=float)
         outcome: Certificate | Refusal = _cheapest(costs or Costs(0.0, 1.0), confidence, wrong, fails[counted], delta)
     else:
+        cost = None if costs is None else _cost_per_success(costs, confidence, wrong)
         strict = guarantee.learn_then_test(
             confidence, wrong, alpha=alpha, delta=KEPT * delta, horizon=horizon, cost=cost
         )

@@ -8,7 +8,7 @@ first byte that no valid answer can contain. Nothing here knows HTTP, a database
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol, cast
 
@@ -127,7 +127,7 @@ class Cascade:
         call = _Call(route, request, allowance, sink, [] if attempts is None else attempts)
         error: SmallfirstError | None = None
         for stage in route.stages:
-            if not self._affordable(stage, request, allowance):
+            if not self._affordable(request, allowance, stage):
                 error = NoAnswerError(
                     "The call's budget does not allow another attempt.", hint="Raise max_usd or max_seconds."
                 )
@@ -153,8 +153,9 @@ class Cascade:
         call = _Call(Route("", "observe", (stage,)), request, allowance, None, [])
         return replace((await self._stage(call, stage)).attempt, decision="audit")
 
-    def _affordable(self, stage: Stage, request: Request, allowance: Allowance) -> bool:
-        expected = 0.0 if allowance.usd is None else self.pricing.expected(stage, request)
+    def _affordable(self, request: Request, allowance: Allowance, *stages: Stage) -> bool:
+        """Whether the budget allows all of `stages` to answer."""
+        expected = 0.0 if allowance.usd is None else total_usd(self.pricing.expected(s, request) for s in stages)
         return allowance.allows(expected, self.clock())
 
     async def _stage(self, call: _Call, stage: Stage) -> _Try:
@@ -174,7 +175,7 @@ class Cascade:
             repairable = call.sink_of(stage) is None and attempt.completion is not None and not attempt.verdict.ok
             if attempt.decision == "accept" or not repairable or repairs == stage.repairs:
                 break
-            if not self._affordable(stage, asked, call.allowance):
+            if not self._affordable(asked, call.allowance, stage):
                 break
             said = repair_messages(call.request, cast(Completion, attempt.completion), attempt.verdict)
             asked = WIRES[asked.wire].extend(asked, said)
@@ -231,18 +232,13 @@ class Cascade:
     async def _evidence(self, call: _Call, stage: Stage) -> tuple[Attempt, ...]:
         """What the route's other stages answer to the same request; nothing when the budget does not allow all."""
         others = call.route.others
-        if not others or not self._affordable_together(others, call):
+        if not others or not self._affordable(call.request, call.allowance, *others):
             return ()
         alone = replace(call, route=Route("", "observe", others), sink=None)
         tries = [self._attempt(alone, other, self._prepared(alone, other), judged=False) for other in others]
         return tuple(
             replace(done.attempt, decision="evidence", reason=stage.name) for done in await asyncio.gather(*tries)
         )
-
-    def _affordable_together(self, stages: Sequence[Stage], call: _Call) -> bool:
-        if call.allowance.usd is None:
-            return call.allowance.allows(0.0, self.clock())
-        return call.allowance.allows(total_usd(self.pricing.expected(s, call.request) for s in stages), self.clock())
 
     def _costs(self, stage: Stage, run: _Generation, error: BackendError | None) -> tuple[float | None, float | None]:
         """What an attempt cost (see `Pricing.cost`): nothing when it was refused before it began; unknown when it broke

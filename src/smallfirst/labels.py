@@ -18,6 +18,7 @@ import msgspec
 
 from smallfirst.agreement import canonical_call, same_answer
 from smallfirst.errors import RequestError
+from smallfirst.evidence import message_texts
 from smallfirst.schemas import JsonTextError, parse_json
 from smallfirst.store import StoredRecord
 from smallfirst.types import Attempt, Choice, Json, Origin, Request, ToolCall
@@ -126,7 +127,7 @@ def reports_error(content: Any) -> bool:
     ("ValueError: ..."); a JSON object with a true or non-empty "error", "exception", "is_error" or "isError", or with a
     "status", "status_code" or "statusCode" from 400 to 599.
     """
-    text = content if isinstance(content, str) else "".join(_texts(content))
+    text = "".join(message_texts({"content": content}))
     if _ERROR_TEXT.match(text.lstrip()):
         return True
     try:
@@ -182,12 +183,6 @@ def _key(episode: str | None, call: ToolCall) -> tuple[str, ...] | None:
     if episode is None and len(call.id) < _UNIQUE_ID:
         return None
     return (episode or "", call.id, canonical_call(call.name, call.arguments, {}))
-
-
-def _texts(content: Any) -> Iterator[str]:
-    for part in content if isinstance(content, list) else ():
-        if isinstance(part, dict) and isinstance(part.get("text"), str):
-            yield part["text"]
 
 
 def _is_error_status(status: Any) -> bool:

@@ -11,6 +11,7 @@ import ast
 import json
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from importlib import import_module
 from itertools import islice
 from typing import Any
@@ -76,8 +77,14 @@ def unchecked_keywords(request: Request) -> tuple[str, ...]:
     """The keywords of the request's schemas that nothing here enforces (see `keywords.unchecked`), sorted."""
     found = set(derived(request.tools, _unchecked_in))
     if request.response_format.schema is not None:
-        found |= set(unchecked(request.response_format.schema))
+        found |= set(_unchecked_of(msgspec.json.encode(request.response_format.schema)))
     return tuple(sorted(found))
+
+
+@lru_cache(maxsize=256)
+def _unchecked_of(schema: bytes) -> tuple[str, ...]:
+    """The same of one schema, given as JSON: response schemas recur, and finding this out takes as long as a check."""
+    return unchecked(msgspec.json.decode(schema))
 
 
 def _unchecked_in(tools: tuple[Tool, ...]) -> tuple[str, ...]:
