@@ -1,0 +1,1 @@
+"""Long contexts shortened before a large model reads them, and how much of what they say survives."""
