@@ -10,7 +10,7 @@ import json
 from itertools import permutations, product
 from typing import Any
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from smallfirst.incremental import JsonPrefix
@@ -94,7 +94,16 @@ def accepted(schema: Any, text: str) -> int:
     return len(text) if reader.feed(text) is None else reader.position
 
 
+UNSATISFIABLE_MEMBER = {
+    "type": "object",
+    "properties": {"a": {"type": "boolean", "enum": [None]}},
+    "additionalProperties": False,
+    "minProperties": 1,
+}
+
+
 @settings(max_examples=100, deadline=None)
+@example(UNSATISFIABLE_MEMBER)
 @given(SCHEMAS.filter(lambda schema: isinstance(schema, dict)))
 def test_a_prefix_is_accepted_exactly_when_a_valid_text_begins_with_it(schema: dict[str, Any]) -> None:
     """Of every text in the universe exactly the longest part is accepted with which some valid text begins."""

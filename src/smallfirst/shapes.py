@@ -262,9 +262,10 @@ class Shapes:
         least = max(_most(schemas, "minProperties"), len(shape.required))
         if not _fits(least, shape.max_properties):
             return False
-        if shape.names is not None and (len(shape.names) < least or not shape.required.issubset(shape.names)):
-            return False
-        return all(self.member(shape, name) is not None for name in shape.required)
+        if shape.names is None or not least:
+            return all(self.member(shape, name) is not None for name in shape.required)
+        possible = {name for name in shape.names if self.member(shape, name) is not None}
+        return len(possible) >= least and shape.required <= possible
 
     def _some_array(self, shape: Shape, schemas: list[Json]) -> bool:
         least = _most(schemas, "minItems")
