@@ -339,7 +339,7 @@ def _overall_table(report: Report) -> Table:
         if figure.value is None and not spec.always:
             continue
         value = _value_text(report.overall, spec)
-        table.add_row(spec.name, value, _interval_text(figure, spec), f"{figure.n:,}", spec.meaning)
+        table.add_row(spec.name, value, interval_text(figure, spec), f"{figure.n:,}", spec.meaning)
     return table
 
 
@@ -354,7 +354,7 @@ def _task_table(report: Report) -> Table:
     for spec in shown:
         table.add_column(spec.name.replace("-", " "), justify="right", overflow="fold")
     for summary in report.tasks:
-        intervals = [_interval_text(getattr(summary, spec.attribute), spec, 2).replace(" ", "") for spec in shown]
+        intervals = [interval_text(getattr(summary, spec.attribute), spec, 2).replace(" ", "") for spec in shown]
         values = [_value_text(summary, spec, 2) for spec in shown]
         cells = [Text.assemble(v, "\n", (i, "dim")) for v, i in zip(values, intervals, strict=True)]
         table.add_row(summary.task, f"{summary.calls:,}", *cells)
@@ -379,7 +379,7 @@ def _notes(report: Report) -> list[Text]:
 def _value_text(summary: Summary, spec: FigureSpec, digits: int = 3) -> str:
     figure: Figure = getattr(summary, spec.attribute)
     if figure.value is not None:
-        return _number_text(figure.value, spec, digits) + {"rate": " %", "seconds": " s"}.get(spec.unit, "")
+        return number_text(figure.value, spec, digits) + {"rate": " %", "seconds": " s"}.get(spec.unit, "")
     if figure.n:
         return "none right"
     if summary.calls == 0:
@@ -389,16 +389,16 @@ def _value_text(summary: Summary, spec: FigureSpec, digits: int = 3) -> str:
     return "unknown price" if summary.labelled.value else "not labelled"
 
 
-def _interval_text(figure: Figure, spec: FigureSpec, digits: int = 3) -> str:
+def interval_text(figure: Figure, spec: FigureSpec, digits: int = 3) -> str:
     """The interval; one-sided where the sample bounds only one side, "" where it bounds none."""
-    low, high = (None if bound is None else _number_text(bound, spec, digits) for bound in (figure.low, figure.high))
+    low, high = (None if bound is None else number_text(bound, spec, digits) for bound in (figure.low, figure.high))
     if low is None:
         return "" if high is None else f"≤ {high}"
     return f"≥ {low}" if high is None else f"{low} – {high}"
 
 
-def _number_text(value: float, spec: FigureSpec, digits: int) -> str:
-    """`digits` significant digits (whole tokens; rates in percent, so many digits up to 100)."""
+def number_text(value: float, spec: FigureSpec, digits: int) -> str:
+    """The value in words: `digits` significant digits (whole tokens; rates in percent, so many digits up to 100)."""
     if spec.unit == "rate":
         return f"{100 * value:.{digits - 2}f}"
     if spec.unit == "tokens":

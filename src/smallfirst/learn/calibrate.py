@@ -107,7 +107,7 @@ async def run(
     results = []
     for sample in samples.values():
         prior = prior_of(every, sample) if len(sample.rows) < FEW else None
-        result = _result(sample, alpha, delta, now, prior)
+        result = result_of(sample, alpha=alpha, delta=delta, now=now, prior=prior)
         results.append(result)
         if save and result.acceptance is not None:
             payload = json.dumps(result.acceptance.to_json())
@@ -115,7 +115,8 @@ async def run(
     return sorted(results, key=lambda result: (result.sample.task, result.sample.stage))
 
 
-def _result(sample: Sample, alpha: float, delta: float, now: float, prior: Model | None) -> Result:
+def result_of(sample: Sample, *, alpha: float, delta: float, now: float, prior: Model | None = None) -> Result:
+    """What comes of the sample: an acceptance, or why there is none."""
     try:
         acceptance = calibrate(sample, alpha=alpha, delta=delta, now=now, prior=prior)
     except CalibrationError as err:
