@@ -135,7 +135,7 @@ def verify(name: str) -> Manifest:
         raise ModelFileError(
             f"The weights of {name!r} are not on this machine.", hint=f"Run `smallfirst models pull {name}`."
         )
-    found = _sha256(path)
+    found = file_sha256(path)
     if found != manifest.sha256:
         raise ModelFileError(
             f"{path} has sha256 {found}, not {manifest.sha256} as when it was pulled.",
@@ -144,6 +144,15 @@ def verify(name: str) -> Manifest:
     fresh = msgspec.structs.replace(manifest, mtime_ns=path.stat().st_mtime_ns)
     _write_manifest(fresh)
     return fresh
+
+
+def file_sha256(path: Path) -> str:
+    """The sha256 of a file. Raises ModelFileError when it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ModelFileError(f"{path} cannot be read: {error.strerror}.") from error
 
 
 def remove(name: str) -> bool:
@@ -190,7 +199,7 @@ def fetch_source(name: str, into: Path, progress: Progress | None = None) -> Pat
     """
     weights = CATALOGUE[name]
     source = _fetch(weights, into, progress or _silent)
-    found = _sha256(source)
+    found = file_sha256(source)
     if found != weights.sha256:
         raise ModelFileError(
             f"The download of {name!r} has sha256 {found}, not {weights.sha256}.",
@@ -292,7 +301,7 @@ def _install(weights: Weights, scratch: Path, report: Progress) -> None:
     source = fetch_source(weights.name, scratch, report)
     served = scratch / "served.gguf"
     convert(source, served, weights.format, report)
-    sha256, stat = _sha256(served), served.stat()
+    sha256, stat = file_sha256(served), served.stat()
     _manifest_path(weights.name).unlink(missing_ok=True)
     served.replace(_weights_path(weights.name))
     _write_manifest(
@@ -365,11 +374,6 @@ def _write_manifest(manifest: Manifest) -> None:
     draft = path.with_suffix(f".{os.getpid()}.tmp")
     draft.write_bytes(msgspec.json.encode(manifest))
     draft.replace(path)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from smallfirst.errors import ConfigError
 from smallfirst.learn import base, card, export, specialise, train
 from smallfirst.learn.curve import Point
 from smallfirst.learn.packing import Example
+from smallfirst.models import file_sha256
 from smallfirst.serve.server import serving
 from smallfirst.store import open_store
 
@@ -117,7 +118,7 @@ class Trainer:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.given: list[tuple[list[Example], list[Example], train.TrainConfig]] = []
         monkeypatch.setattr(specialise, "need", lambda _: _Library())
-        monkeypatch.setattr(specialise, "find_base", lambda path: base.Base(path, base.file_sha256(path)))
+        monkeypatch.setattr(specialise, "find_base", lambda path: base.Base(path, file_sha256(path)))
         monkeypatch.setattr(specialise, "train", self._train)
         monkeypatch.setattr(export, "read_factors", lambda *_: export.Factors({}, 4, 8.0))
 

@@ -6,7 +6,6 @@ product; so the dense model is kept under `models.home()`, named by the file's s
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 from dataclasses import dataclass
@@ -37,7 +36,7 @@ class Base:
 
 def find_base(weights: Path) -> Base:
     """The dense model of a GGUF file, made now if it is not there. Raises ModelFileError, TrainError (disk full)."""
-    sha256 = file_sha256(weights)
+    sha256 = models.file_sha256(weights)
     folder = models.home() / "dense" / sha256[:16]
     if not folder.exists():
         draft = folder.with_name(f".{folder.name}.{os.getpid()}")
@@ -72,12 +71,3 @@ def _unpack(weights: Path, folder: Path) -> None:
         ) from error
     tokenizer.save_pretrained(folder)
     model.save_pretrained(folder)
-
-
-def file_sha256(path: Path) -> str:
-    """The sha256 of a file. Raises ModelFileError when it cannot be read."""
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise ModelFileError(f"{path} cannot be read: {error.strerror}.") from error

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 
 from smallfirst.backends.specialist import Manifest, PromptTemplate
 from smallfirst.errors import TrainError
-from smallfirst.learn.base import Base, file_sha256
+from smallfirst.learn.base import Base
 from smallfirst.learn.extra import need
-from smallfirst.models import copy_fields, write_gguf
+from smallfirst.models import copy_fields, file_sha256, write_gguf
 
 Matrix = NDArray[np.float32]
 _NAMES = {

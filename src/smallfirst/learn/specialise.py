@@ -13,11 +13,12 @@ from pathlib import Path
 
 from smallfirst.backends.specialist import Manifest, read_manifest
 from smallfirst.errors import ConfigError
-from smallfirst.learn.base import file_sha256, find_base
+from smallfirst.learn.base import find_base
 from smallfirst.learn.card import Folder
 from smallfirst.learn.export import export_adapter
 from smallfirst.learn.extra import need
 from smallfirst.learn.train import Progress, TrainConfig, Trained, train
+from smallfirst.models import file_sha256
 
 ADAPTER = "adapter.gguf"
 TRAINING = "training"
