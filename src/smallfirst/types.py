@@ -335,6 +335,16 @@ def total_usd(costs: Iterable[float | None]) -> float | None:
 
 
 @dataclass(frozen=True, slots=True)
+class Trial:
+    """The rollout that a call was part of: its arm, drawn by episode with probability `share` for the canary and
+    1 - `share` for the incumbent; in the "shadow" both answer."""
+
+    rollout: str
+    arm: Literal["shadow", "canary", "incumbent"]
+    share: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class Record:
     """The call as it is kept: what was asked, every attempt, what was decided and why.
 
@@ -356,6 +366,7 @@ class Record:
     status: int
     seconds: float
     config_hash: str
+    trial: Trial | None = None
 
     @property
     def cost_usd(self) -> float | None:

@@ -17,11 +17,11 @@ from smallfirst.errors import StoreError
 from smallfirst.recurring import derived
 from smallfirst.store.crypto import Hasher, Sealer
 from smallfirst.store.database import Connection, Row, insert
-from smallfirst.types import Attempt, Completion, Feedback, Json, Record, Request, Usage, Verdict, Violation
+from smallfirst.types import Attempt, Completion, Feedback, Json, Record, Request, Trial, Usage, Verdict, Violation
 
 RECORD_COLUMNS = (
     "id, created_at, task, mode, decision, reason, status, seconds, config_hash, served, wire, requested_model, "
-    "served_model, key_id, user_hash, episode_hash, payload"
+    "served_model, key_id, user_hash, episode_hash, payload, rollout, arm, share, pending"
 )
 ATTEMPT_COLUMNS = (
     "record_id, n, stage, backend, model, kind, decision, reason, small, answered, violations, confidence, "
@@ -141,6 +141,7 @@ class Codec:
             self.hasher.origin("user", origin.user),
             self.hasher.origin("episode", origin.episode),
             payload,
+            *_trial(record.trial),
         )
         attempts = [self.attempt(record.id, n, a, capture=capture) for n, a in enumerate(record.attempts)]
         return RecordRows(row, attempts, contents, hour)
@@ -278,6 +279,11 @@ class Codec:
         if payload is not None:
             value = decode(self.sealer.open(payload, f"feedback:{feedback_id}"))
         return Feedback(feedback_id, record_id, created_at, kind, value, source)
+
+
+def _trial(trial: Trial | None) -> Row:
+    """The columns of a trial; its outcome is pending."""
+    return (None, None, None, None) if trial is None else (trial.rollout, trial.arm, trial.share, 1)
 
 
 def content_row(digest: bytes) -> str:

@@ -86,6 +86,7 @@ _TABLES = (
     _Sealed("feedback", ("id",), ("",), "feedback"),
     _Sealed("responses", ("key_hash",), ("",), "response"),
     _Sealed("tasks", ("id",), ("",), "task"),
+    _Sealed("versions", ("id",), ("",), "version"),
 )
 
 

@@ -131,6 +131,39 @@ CREATE TABLE monitors (
     state TEXT NOT NULL
 )"""
 
+_VERSIONS = """
+CREATE TABLE versions (
+    id TEXT PRIMARY KEY,
+    task TEXT NOT NULL,
+    created_at DOUBLE PRECISION NOT NULL,
+    payload BYTEA NOT NULL
+)"""
+
+_RELEASES = """
+CREATE TABLE releases (
+    task TEXT PRIMARY KEY,
+    changes BIGINT NOT NULL,
+    live TEXT NOT NULL,
+    previous TEXT NOT NULL,
+    candidate TEXT NOT NULL,
+    rollout TEXT NOT NULL,
+    evidence TEXT NOT NULL,
+    changed_at DOUBLE PRECISION NOT NULL,
+    changed_by TEXT NOT NULL
+)"""
+
+_MOVES = """
+CREATE TABLE moves (
+    id TEXT PRIMARY KEY,
+    task TEXT NOT NULL,
+    at DOUBLE PRECISION NOT NULL,
+    moved_by TEXT NOT NULL,
+    version TEXT NOT NULL,
+    step TEXT NOT NULL,
+    share DOUBLE PRECISION NOT NULL,
+    reason TEXT NOT NULL
+)"""
+
 MIGRATIONS: tuple[tuple[str, ...], ...] = (
     (
         "CREATE TABLE meta (name TEXT PRIMARY KEY, payload BYTEA NOT NULL)",
@@ -155,6 +188,17 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         _CALIBRATIONS,
         "CREATE UNIQUE INDEX calibrations_by_task ON calibrations (task, stage, created_at, id)",
         _MONITORS,
+    ),
+    (
+        _VERSIONS,
+        _RELEASES,
+        _MOVES,
+        "CREATE INDEX moves_by_time ON moves (task, at, id)",
+        "ALTER TABLE records ADD COLUMN rollout TEXT",
+        "ALTER TABLE records ADD COLUMN arm TEXT",
+        "ALTER TABLE records ADD COLUMN share DOUBLE PRECISION",
+        "ALTER TABLE records ADD COLUMN pending BIGINT",
+        "CREATE INDEX records_pending ON records (rollout, created_at, id) WHERE pending = 1",
     ),
 )
 

@@ -17,10 +17,11 @@ from smallfirst.store.codec import (
 )
 from smallfirst.store.database import Connection, Row, marks
 from smallfirst.store.rows import AttemptSummary, RecordFilter, RecordSummary, StoredRecord
-from smallfirst.types import Attempt, Feedback, Json
+from smallfirst.types import Attempt, Feedback, Json, Trial
 
 _SUMMARY_COLUMNS = (
-    "id, created_at, task, mode, decision, reason, status, seconds, served, key_id, user_hash, episode_hash"
+    "id, created_at, task, mode, decision, reason, status, seconds, served, key_id, user_hash, episode_hash, "
+    "rollout, arm, share"
 )
 _CORRECT = (
     "(SELECT f.number FROM feedback f WHERE f.record_id = records.id AND f.kind = 'correct' "
@@ -51,10 +52,12 @@ def records_page(
     return _full(connection, codec, _page(connection, codec, RECORD_COLUMNS, wanted, limit, after))
 
 
-def record(connection: Connection, codec: Codec, record_id: str) -> StoredRecord | None:
-    """The record of that id, None when there is none."""
-    rows = connection.query(f"SELECT {RECORD_COLUMNS} FROM records WHERE id = ?", (record_id,))  # noqa: S608
-    return next(iter(_full(connection, codec, rows)), None)
+def records(connection: Connection, codec: Codec, record_ids: Sequence[str]) -> list[StoredRecord]:
+    """The records of those ids, at most some hundreds, oldest first; ids without one are left out."""
+    if not record_ids:
+        return []
+    where = f"id IN ({marks(record_ids)}) ORDER BY created_at, id"
+    return _full(connection, codec, connection.query(f"SELECT {RECORD_COLUMNS} FROM records WHERE {where}", record_ids))  # noqa: S608
 
 
 def known(connection: Connection, record_ids: Sequence[str]) -> set[str]:
@@ -173,6 +176,7 @@ def _stored(
         messages=messages,
         attempts=attempts,
         feedback=feedback,
+        trial=_trial(row),
     )
 
 
@@ -203,7 +207,12 @@ def _summary(row: Json, attempts: tuple[AttemptSummary, ...]) -> RecordSummary:
         episode=row["episode_hash"],
         correct=None if row["correct"] is None else bool(row["correct"]),
         attempts=attempts,
+        trial=_trial(row),
     )
+
+
+def _trial(row: Json) -> Trial | None:
+    return None if row["rollout"] is None else Trial(row["rollout"], row["arm"], row["share"])
 
 
 def _attempt_summary(row: Row) -> AttemptSummary:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import takewhile
 
-from smallfirst.types import AFTERWARDS, Attempt, Decision, Feedback, Json, Mode, Pair, Wire, total_usd
+from smallfirst.types import AFTERWARDS, Attempt, Decision, Feedback, Json, Mode, Pair, Trial, Wire, total_usd
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +57,7 @@ class StoredRecord:
     messages: tuple[Json, ...]
     attempts: tuple[Attempt, ...]
     feedback: tuple[Feedback, ...] = ()
+    trial: Trial | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +110,7 @@ class RecordSummary:
     episode: str | None
     correct: bool | None
     attempts: tuple[AttemptSummary, ...]
+    trial: Trial | None = None
 
     @property
     def own_attempts(self) -> tuple[AttemptSummary, ...]:

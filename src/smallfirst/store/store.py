@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from functools import partial
 
 from smallfirst.errors import ConfigError, NotFoundError
-from smallfirst.store import calibrations, keys, ledger, maintenance, queries
+from smallfirst.registry import Alias, Move, Release, Version
+from smallfirst.rollout import Rollout
+from smallfirst.store import calibrations, keys, ledger, maintenance, queries, releases
 from smallfirst.store.calibrations import CalibrationRow, Versions
 from smallfirst.store.codec import FEEDBACK_COLUMNS, Codec, insert_attempts
 from smallfirst.store.crypto import Hasher, Keyring, Sealer
@@ -18,6 +20,7 @@ from smallfirst.store.keys import KeyLimits, KeyRow
 from smallfirst.store.ledger import Reservation
 from smallfirst.store.migrations import migrate
 from smallfirst.store.readers import Readers
+from smallfirst.store.releases import Change
 from smallfirst.store.rows import RecordFilter, RecordSummary, StoredRecord
 from smallfirst.store.tasks import TaskRow, replace_tasks, select_tasks, select_tasks_version
 from smallfirst.store.writer import Writer
@@ -99,10 +102,10 @@ class Store:
 
     async def get(self, record_id: str) -> StoredRecord:
         """The whole record. Raises NotFoundError, or ConfigError when the key of its payload is missing."""
-        record = await self._readers.run(lambda c: queries.record(c, self._codec, record_id))
-        if record is None:
+        found = await self._readers.run(lambda c: queries.records(c, self._codec, [record_id]))
+        if not found:
             raise _no_record(record_id)
-        return record
+        return found[0]
 
     async def list_records(
         self, wanted: RecordFilter = _EVERYTHING, *, limit: int = 50, after: str | None = None
@@ -244,6 +247,54 @@ class Store:
     async def calibration_versions(self) -> Versions:
         """What tells whether calibrations or monitors have changed."""
         return await self._readers.run(calibrations.select_versions)
+
+    async def save_version(self, version: Version) -> Version:
+        """Keep a version; one of the same id is replaced, its age kept. What is kept."""
+        return await self._writer.run(lambda c: releases.save_version(c, self._codec.sealer, version))
+
+    async def versions(self, task: str | None = None, *, ids: Sequence[str] | None = None) -> list[Version]:
+        """The versions of a task, of these ids, or all, oldest first."""
+        return await self._readers.run(lambda c: releases.select_versions(c, self._codec.sealer, task=task, ids=ids))
+
+    async def release(self, task: str) -> Release:
+        """What of a task is in service."""
+        found = await self._readers.run(lambda c: releases.select_releases(c, task))
+        return found[0] if found else Release(task)
+
+    async def releases(self) -> list[Release]:
+        """What is in service of every task that ever had a release."""
+        return await self._readers.run(releases.select_releases)
+
+    async def aliases(self, task: str) -> Mapping[Alias, str]:
+        """The versions that a task's aliases name: those of "live", "previous" and "candidate" that there are."""
+        return (await self.release(task)).aliases
+
+    async def rollout(self, task: str) -> Rollout | None:
+        """A task's last rollout, None before there was any."""
+        return (await self.release(task)).rollout
+
+    async def moves(self, task: str | None = None) -> list[Move]:
+        """The audit trail of a task's versions, or of all, oldest first."""
+        return await self._readers.run(lambda c: releases.select_moves(c, task))
+
+    async def release_changes(self) -> dict[str, int]:
+        """What tells whether a task's release has changed."""
+        return await self._readers.run(releases.select_changes)
+
+    async def change_release(self, task: str, change: Change, records: Sequence[str] = ()) -> Release:
+        """A task's release after `change`, with a move in the audit trail where a version moved.
+
+        Exact whichever processes do so at once. Those of `records` whose outcome was not taken yet are taken with it,
+        and handed to `change`. It may run twice, in the writer's thread, and must not raise.
+        """
+        work = partial(releases.change_release, task=task, records=records, change=change)
+        return await self._writer.run(work, order=f"release:{task}")
+
+    async def pending(self, rollout: str, limit: int = 200) -> list[StoredRecord]:
+        """A rollout's first records whose outcome was not taken yet, in the order of their calls."""
+        return await self._readers.run(
+            lambda c: queries.records(c, self._codec, releases.select_pending(c, rollout, limit))
+        )
 
     def secret(self, purpose: str) -> bytes:
         """A secret of 32 bytes for one purpose that nobody can know without the store, always the same."""
