@@ -59,9 +59,20 @@ class Access:
                 "Missing or invalid API key.",
                 hint="Send `Authorization: Bearer sf-...` or `x-api-key`; `smallfirst keys add` makes one.",
             )
-        if RANK[row.role] < RANK[least]:
-            raise PermissionDenied(f"Key {row.id!r} has the role {row.role!r}; this needs {least!r}.")
-        return Caller(row.id, row.role, row.limits)
+        return _caller(row, least)
+
+    async def recall(self, key_id: str, least: Role = "agent") -> Caller:
+        """The caller whose key of this id was proven before, as a session remembers it.
+
+        Raises AuthenticationError when the key was revoked since or there is none, PermissionDenied below role `least`.
+        """
+        await self._refresh()
+        if not self._needed:
+            return LOCAL
+        row = self._keys.get(key_id)
+        if row is None:
+            raise AuthenticationError("The session's API key is not valid any more.", hint="Log in again.")
+        return _caller(row, least)
 
     async def _refresh(self) -> None:
         """Read the keys when what is known is too old; nobody is let in on keys that are still being read."""
@@ -74,6 +85,12 @@ class Access:
             self._keys = {row.id: row for row in rows if row.revoked_at is None}
             self._needed = self._needed or bool(rows)
             self._until = time.monotonic() + REFRESH_S
+
+
+def _caller(row: KeyRow, least: Role) -> Caller:
+    if RANK[row.role] < RANK[least]:
+        raise PermissionDenied(f"Key {row.id!r} has the role {row.role!r}; this needs {least!r}.")
+    return Caller(row.id, row.role, row.limits)
 
 
 @dataclass(slots=True)

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 import structlog
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from smallfirst import __version__
 from smallfirst.errors import (
@@ -47,10 +47,11 @@ class App:
 
     `keyless` restricts the Host and Origin headers to this machine's names, so that no web page can use a gateway that
     asks for no key: neither by a name of its own (DNS rebinding) nor from the browser of someone who visits it.
+    `mounted` applications answer what is at and below their path, and make answers of their own errors.
     """
 
-    def __init__(self, gateway: Gateway, *, keyless: bool) -> None:
-        self._gateway, self._keyless = gateway, keyless
+    def __init__(self, gateway: Gateway, *, keyless: bool, mounted: Mapping[str, ASGIApp] | None = None) -> None:
+        self._gateway, self._keyless, self._mounted = gateway, keyless, mounted or {}
         self._write_timeout_s = gateway.config.server.write_timeout_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -60,6 +61,9 @@ class App:
         try:
             if self._keyless:
                 _check_names(scope["headers"])
+            if (mounted := self._mounted.get("/" + scope["path"][1:].partition("/")[0])) is not None:
+                await mounted(scope, receive, _noting(exchange, send))
+                return
             wire, handler = _route(scope["method"], scope["path"])
             await handler(gateway, exchange)
         except ClientGone:
@@ -72,6 +76,16 @@ class App:
         except Exception:
             log.exception("defect", path=scope["path"])
             await _error(wire, exchange, SmallfirstError("The gateway failed.", hint="Its log says why."), {})
+
+
+def _noting(exchange: Exchange, send: Send) -> Send:
+    """`send` for an application that sends by itself: once it has begun, no other answer may follow."""
+
+    async def noting(message: Message) -> None:
+        exchange.started = True
+        await send(message)
+
+    return noting
 
 
 async def _error(wire: Wire, exchange: Exchange, err: SmallfirstError, headers: Mapping[str, str]) -> None:

@@ -8,12 +8,13 @@ import os
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from random import SystemRandom
 
 import structlog
 import uvicorn
+from starlette.types import ASGIApp
 from uvicorn.loops.auto import auto_loop_factory
 
 from smallfirst.assemble import assemble
@@ -29,6 +30,10 @@ from smallfirst.serve.gateway import Gateway
 from smallfirst.serve.shadow import Shadows
 from smallfirst.serve.tasks import Tasks
 from smallfirst.serve.telemetry import Telemetry, configure_logging
+
+Mounts = Mapping[str, Callable[[Gateway, Callable[[], bool]], ASGIApp]]
+"""By path, what makes an application of the gateway and of what tells that the server is stopping, which the streams
+that the application keeps open have to look at."""
 
 log = structlog.get_logger("smallfirst")
 DAY_S = 86_400
@@ -74,16 +79,19 @@ async def open_gateway(config: Config, env: Mapping[str, str]) -> AsyncIterator[
             await asyncio.to_thread(telemetry.close)  # it waits for the collector
 
 
-def run(config: Config) -> None:
-    """Serve until interrupted (SIGINT, SIGTERM): open calls are finished, then everything is closed."""
+def run(config: Config, mounts: Mounts | None = None) -> None:
+    """Serve until interrupted (SIGINT, SIGTERM): open calls are finished, then everything is closed.
+
+    `mounts` are applications that this process serves below paths of their own ("/dashboard").
+    """
     configure_logging(config.telemetry)
     with asyncio.Runner(loop_factory=auto_loop_factory()) as runner:
-        runner.run(_serve(config, os.environ))
+        runner.run(_serve(config, os.environ, mounts))
 
 
-async def _serve(config: Config, env: Mapping[str, str]) -> None:
+async def _serve(config: Config, env: Mapping[str, str], mounts: Mounts | None) -> None:
     async with open_gateway(config, env) as gateway:
-        server = await _server(gateway)
+        server = await _server(gateway, mounts)
         with _listener(config.server, config.server.port) as listener:
             _spare_the_collector()
             for number in (signal.SIGINT, signal.SIGTERM):
@@ -104,10 +112,10 @@ def _stopped(*_: object) -> None:
 
 
 @asynccontextmanager
-async def serving(config: Config, env: Mapping[str, str]) -> AsyncIterator[str]:
+async def serving(config: Config, env: Mapping[str, str], mounts: Mounts | None = None) -> AsyncIterator[str]:
     """Serve in this event loop on a free port of the configured host; yields the base URL."""
     async with open_gateway(config, env) as gateway:
-        server = await _server(gateway)
+        server = await _server(gateway, mounts)
         with _listener(config.server, 0) as listener:
             task = asyncio.create_task(server.serve(sockets=[listener]))
             try:
@@ -119,7 +127,7 @@ async def serving(config: Config, env: Mapping[str, str]) -> AsyncIterator[str]:
                 await task
 
 
-async def _server(gateway: Gateway) -> uvicorn.Server:
+async def _server(gateway: Gateway, mounts: Mounts | None) -> uvicorn.Server:
     """uvicorn for the gateway's app. Raises ConfigError for an address that others can reach without any key."""
     host = gateway.config.server.host
     keyless = not any(key.revoked_at is None for key in await gateway.store.list_keys())
@@ -128,8 +136,9 @@ async def _server(gateway: Gateway) -> uvicorn.Server:
             f"server.host is {host!r}, which other machines can reach, and there is no API key.",
             hint="`smallfirst keys add NAME` makes one; or listen on 127.0.0.1.",
         )
+    mounted = {path: mount(gateway, lambda: server.should_exit) for path, mount in (mounts or {}).items()}
     settings = uvicorn.Config(
-        App(gateway, keyless=keyless),
+        App(gateway, keyless=keyless, mounted=mounted),
         log_level="warning",
         access_log=False,
         http="httptools",
@@ -140,7 +149,8 @@ async def _server(gateway: Gateway) -> uvicorn.Server:
         server_header=False,
         date_header=False,
     )
-    return uvicorn.Server(settings)
+    server = uvicorn.Server(settings)
+    return server
 
 
 def _listener(settings: Server, port: int) -> socket.socket:

@@ -103,6 +103,7 @@ def _conditions(codec: Codec, wanted: RecordFilter) -> tuple[list[str], list[obj
         "key_id = ?": wanted.key,
         "created_at >= ?": wanted.since,
         "created_at < ?": wanted.until,
+        "? = episode_hash": wanted.pseudonym,
     }
     conditions = [condition for condition, value in given.items() if value is not None]
     if wanted.has_feedback is not None:
