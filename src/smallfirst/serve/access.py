@@ -124,6 +124,11 @@ class Admission:
         self._running = 0
         self._uses: dict[str, _Use] = {}
 
+    @property
+    def running(self) -> int:
+        """How many calls are running."""
+        return self._running
+
     @contextmanager
     def admit(self, caller: Caller) -> Iterator[None]:
         """Hold a place for one call. Raises LimitError with `retry_after` when there is none."""

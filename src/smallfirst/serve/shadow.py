@@ -59,6 +59,11 @@ class Shadows:
         self._queue: asyncio.Queue[Shadow] = asyncio.Queue(pending)
         self._count, self._workers = workers, list[asyncio.Task[None]]()
 
+    @property
+    def waiting(self) -> int:
+        """How many shadows and audits wait for a worker."""
+        return self._queue.qsize()
+
     def submit(self, shadow: Shadow) -> None:
         """Queue it; its attempts are added to its record."""
         try:
