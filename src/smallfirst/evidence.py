@@ -281,6 +281,11 @@ def _stems(text: str) -> frozenset[str]:
     return _stems_of(_words(text))
 
 
+def terms(text: str) -> list[str]:
+    """The content words of `text` in order, by crude stems; of runs of wide characters, their pairs."""
+    return [stem for word in _words(text) for stem in sorted(_word_stems(word))]
+
+
 def _words(text: str) -> list[str]:
     return _WORD.findall(_CAMEL.sub(" ", _THOUSANDS.sub("", text)).lower())
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import re
 from bisect import bisect_right
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Protocol
@@ -67,7 +67,8 @@ class ModelShape:
 class Compressed:
     """A shortened context. `tokens_in` and `tokens_out` are lengths by the compressor's `count`; `usage` is what a
     model read and wrote for it, summed over its calls (all zero without a model); `logprobs` those of the text as it
-    was generated, empty where it was not. `flops` are (prefill, decode), None for a model of unknown shape."""
+    was generated, empty where it was not. `flops` are (prefill, decode), None for a model of unknown shape. `facts` say how
+    far the text may be trusted (see `guard`); empty where the compressor cannot tell."""
 
     text: str
     tokens_in: int
@@ -76,6 +77,7 @@ class Compressed:
     seconds: float = 0.0
     logprobs: tuple[TokenLogprob, ...] = ()
     flops: tuple[int, int] | None = (0, 0)
+    facts: Mapping[str, float] = field(default_factory=dict)
 
 
 class Compressor(Protocol):
