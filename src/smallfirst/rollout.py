@@ -39,6 +39,7 @@ class Rules:
     known, known_n: the incumbent's success rate on `known_n` calls before; it sizes bets and cannot mislead them.
     labelled, labelled_incumbent: the least probability with which the arm's calls get a label.
     patience: calls at a step after which it is said that the evidence will hardly suffice.
+    settle_s: how long a call's label is waited for, in seconds; without one by then, its success counts as unknown.
     """
 
     level: float = 0.05
@@ -56,6 +57,7 @@ class Rules:
     labelled: float = 1.0
     labelled_incumbent: float = 1.0
     patience: int = 20_000
+    settle_s: float = 20.0
 
     def __post_init__(self) -> None:
         """Raises ValueError for numbers outside what is allowed."""
@@ -276,7 +278,7 @@ def decide(rollout: Rollout, evidence: Evidence) -> Decision:
     for measure in measures:
         capital, needed = evidence.worse(measure), 1 / _level(rules, measure)
         if capital >= needed:
-            return Abort(measure, f"{measure}: worse than {rollout.incumbent!r}; {_odds(capital, needed)}")
+            return Abort(measure, f"{measure}: worse than {_name(rollout)}; {_odds(capital, needed)}")
     if rollout.step == "live":
         return Hold("live, and not shown to be worse")
     if not any(evidence.shown.values()):
@@ -372,6 +374,11 @@ def _next(rollout: Rollout) -> tuple[Step, float]:
         return "canary", shares[0]
     following = shares.index(rollout.share) + 1
     return ("canary", shares[following]) if following < len(shares) else ("live", rollout.rules.live_share)
+
+
+def _name(rollout: Rollout) -> str:
+    """The incumbent's name; none was released before where it is ""."""
+    return rollout.incumbent or "what is configured"
 
 
 def _odds(capital: float, needed: float) -> str:

@@ -1,0 +1,156 @@
+"""Stage: a specialist becomes a version, and a version comes into service or is taken out of it.
+
+Only the store is written; running gateways follow within a second (`serve.releases`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from dataclasses import replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from smallfirst import models
+from smallfirst.backends.specialist import read_manifest
+from smallfirst.config import ModelConfig
+from smallfirst.errors import ConfigError, ModelFileError, NotFoundError
+from smallfirst.registry import Release, Target, Version, released, version_id, withdrawn
+from smallfirst.rollout import Rules
+from smallfirst.store import RecordFilter, Store
+from smallfirst.trials import Judged, judged
+from smallfirst.types import Json
+
+AUDITED = 0.2
+"""The least share of the incumbent's accepted answers that are audited during a rollout, where nothing else is said."""
+_MEASURED = 500
+_FEW = 20
+_LATE = 2.0
+
+
+async def register(
+    store: Store, task: str, adapter: Path | None, base: str | ModelConfig, *, evaluation: Json | None = None
+) -> Version:
+    """Keep a version of the task's small model: an adapter (None: without) on `base`.
+
+    `base` names weights for the embedded engine, as in `smallfirst models list` or by path, or is what a
+    `[models.NAME]` table says of a server. The same files again are the same version; its evaluation is replaced.
+    Raises ModelFileError for an adapter that is missing, damaged or of another base.
+    """
+    model = ModelConfig(backend="llamacpp", weights=base) if isinstance(base, str) else base
+    version = await asyncio.to_thread(_version, task, adapter, model, evaluation)
+    return await store.save_version(version)
+
+
+async def release(
+    store: Store,
+    version: Version,
+    *,
+    to: Target,
+    share: float | None = None,
+    rules: Rules | None = None,
+    by: str = "cli",
+) -> Release:
+    """Put `version` into service: beside what answers ("shadow"), for `share` of episodes ("canary"), or "live".
+
+    From there evidence moves it on or takes it back. Its `rules` are by default those that the incumbent's recent calls
+    give (`rules_for`). Raises ConfigError for a share that is none, and when the version is live already.
+    """
+    if share is not None and not 0 < share < 1 and not (to == "live" and share == 1):
+        raise ConfigError(f"The share is {share!r}.", hint="Allowed: a number between 0 and 1; live also takes 1.")
+    if to == "shadow" and share is not None:
+        raise ConfigError("A share says who is served, and in the shadow nobody is.", hint="Leave it out.")
+    live = (await store.release(version.task)).live
+    rules = rules or await rules_for(store, version.task, live)
+    rollout_id, now = uuid.uuid4().hex, time.time()
+
+    def change(before: Release, _: frozenset[str]) -> tuple[Release, str]:
+        after = released(before, version.id, to, share=share, rules=rules, rollout_id=rollout_id, now=now, by=by)
+        return after, "by hand"
+
+    after = await store.change_release(version.task, change)
+    if after.rollout is None or (after.rollout.candidate, after.rollout.step) != (version.id, to):
+        raise ConfigError(f"{version.id} is live.", hint="Release another version, or roll this one back.")
+    return after
+
+
+async def rollback(store: Store, task: str, *, reason: str = "by hand", by: str = "cli") -> Release:
+    """Withdraw the version on trial, or else put the previous one back in the live one's place.
+
+    Without a previous one the configured stages answer again. Raises NotFoundError when nothing is released.
+    """
+    before = await store.release(task)
+    if not before.candidate and not before.live:
+        raise NotFoundError(f"Nothing of {task!r} is released.", hint="`smallfirst releases` lists what is.")
+    now = time.time()
+    return await store.change_release(task, lambda found, _: (withdrawn(found, now=now, by=by), reason))
+
+
+async def rules_for(store: Store, task: str, incumbent: str) -> Rules:
+    """The rules by which a candidate is compared, from the newest calls that `incumbent` ("": the configured small
+    stage) answered: its success rate, what counts as late (twice its 95th percentile) and what a success costs."""
+    found: list[Judged] = []
+    async for record in store.export(RecordFilter(task=task)):
+        if (side := judged(record, incumbent)) is not None:
+            found.append(side)
+        if len(found) == _MEASURED:
+            break
+    rules = Rules(labelled_incumbent=AUDITED)
+    told = [(side.answer.success, 1 / side.observed) for side in found if side.answer.success is not None]
+    if len(found) < _FEW or len(told) < _FEW:
+        return rules
+    known = sum(right * weight for right, weight in told) / sum(weight for _, weight in told)
+    seconds = float(np.quantile([side.answer.seconds for side in found], 0.95))
+    usd = [side.answer.usd for side in found if side.answer.usd is not None]
+    per_success = fmean(usd) / known if usd and known else 0.0
+    return replace(
+        rules,
+        known=min(max(known, 0.02), 0.98),
+        known_n=len(told),
+        late_s=_LATE * seconds or None,
+        usd_per_success=per_success or None,
+    )
+
+
+def _version(task: str, adapter: Path | None, model: ModelConfig, evaluation: Json | None) -> Version:
+    weights = models.file_sha256(models.locate(model.weights)) if model.backend == "llamacpp" else ""
+    found = {} if adapter is None else _adapter(adapter.expanduser().resolve(), weights)
+    bare = ModelConfig(backend=model.backend)
+    given = {k: v for k, v in msgspec.to_builtins(model).items() if getattr(model, k) != getattr(bare, k)}
+    table = {"backend": model.backend, **given}
+    name = version_id(task, table, weights, found.get("adapter_sha256", ""), found.get("prompt", {}))
+    return Version(name, task, time.time(), table, weights, evaluation=evaluation, **found)
+
+
+def _adapter(path: Path, base_sha256: str) -> dict[str, Any]:
+    """What a version keeps of an adapter's file and its manifest, both checked."""
+    if not path.is_file():
+        raise ModelFileError(f"There is no adapter at {str(path)!r}.", hint="`smallfirst train` makes one.")
+    manifest, found = read_manifest(path), models.file_sha256(path)
+    if manifest is None:
+        raise ModelFileError(
+            f"{path} has no manifest {path.with_suffix('.json').name!r} beside it.",
+            hint="It says how the adapter is asked; export the adapter again.",
+        )
+    if manifest.sha256 != found:
+        raise ModelFileError(
+            f"{path} has sha256 {found}, not {manifest.sha256} as when it was exported.",
+            hint="Export the adapter again.",
+        )
+    if base_sha256 and manifest.base_sha256 != base_sha256:
+        raise ModelFileError(
+            f"{path} belongs to weights of sha256 {manifest.base_sha256}, not {base_sha256}.",
+            hint="Name the base that it was trained on.",
+        )
+    return {
+        "adapter": str(path),
+        "adapter_sha256": found,
+        "prompt": msgspec.to_builtins(manifest.prompt),
+        "recipe": dict(manifest.recipe),
+        "parents": manifest.parents,
+    }
