@@ -164,6 +164,14 @@ CREATE TABLE moves (
     reason TEXT NOT NULL
 )"""
 
+_JOBS = """
+CREATE TABLE jobs (
+    task TEXT PRIMARY KEY,
+    owner TEXT NOT NULL,
+    beat DOUBLE PRECISION NOT NULL,
+    state TEXT NOT NULL
+)"""
+
 MIGRATIONS: tuple[tuple[str, ...], ...] = (
     (
         "CREATE TABLE meta (name TEXT PRIMARY KEY, payload BYTEA NOT NULL)",
@@ -200,6 +208,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "ALTER TABLE records ADD COLUMN pending BIGINT",
         "CREATE INDEX records_pending ON records (rollout, created_at, id) WHERE pending = 1",
     ),
+    (_JOBS,),
 )
 
 

@@ -11,7 +11,7 @@ from functools import partial
 from smallfirst.errors import ConfigError, NotFoundError
 from smallfirst.registry import Alias, Move, Release, Version
 from smallfirst.rollout import Rollout
-from smallfirst.store import calibrations, keys, ledger, maintenance, queries, releases
+from smallfirst.store import calibrations, jobs, keys, ledger, maintenance, queries, releases
 from smallfirst.store.calibrations import CalibrationRow, Versions
 from smallfirst.store.codec import FEEDBACK_COLUMNS, Codec, insert_attempts
 from smallfirst.store.crypto import Hasher, Keyring, Sealer
@@ -295,6 +295,25 @@ class Store:
         return await self._readers.run(
             lambda c: queries.records(c, self._codec, releases.select_pending(c, rollout, limit))
         )
+
+    async def claim_job(self, task: str, owner: str, gone: Callable[[str], bool]) -> str | None:
+        """The state of a task's job ("" when it has none), which is `owner`'s from now on; None while another has it.
+
+        Another has it as long as that one's last sign of life is young and `gone` does not know it to be dead.
+        """
+        return await self._writer.run(lambda c: jobs.claim_job(c, task, owner, time.time(), gone), order=f"job:{task}")
+
+    async def beat_job(self, task: str, owner: str, state: str | None = None) -> bool:
+        """Show that the job's owner lives, with a new state if given; False when it is not the owner's any more."""
+        return await self._writer.run(lambda c: jobs.beat_job(c, task, owner, time.time(), state), order=f"job:{task}")
+
+    async def leave_job(self, task: str, owner: str) -> None:
+        """Let others have the job."""
+        await self._writer.run(lambda c: jobs.leave_job(c, task, owner), order=f"job:{task}")
+
+    async def jobs(self) -> dict[str, str]:
+        """The states of all jobs by task."""
+        return await self._readers.run(jobs.select_jobs)
 
     def secret(self, purpose: str) -> bytes:
         """A secret of 32 bytes for one purpose that nobody can know without the store, always the same."""
