@@ -1,0 +1,313 @@
+"""Stage: what a specialist is worth on calls that it has not seen, through the cascade that the gateway runs.
+
+The calibration split teaches the calibrator and certifies from which confidence answers are accepted; the test split
+only reports. Each arm (`evaluation.ARMS`) is a route through the same cascade, with the policy of the task: the same
+validators, constraint, repairs and evidence. The large model is a configured one or, without, its own recorded answers
+at their recorded cost and time.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import msgspec
+
+from smallfirst.acceptance import Acceptance
+from smallfirst.assemble import Assembly
+from smallfirst.backends.specialist import Manifest, read_manifest
+from smallfirst.budget import Allowance
+from smallfirst.cascade import Cascade, Outcome
+from smallfirst.confidence import request_features
+from smallfirst.config import Config, ModelConfig, Policy
+from smallfirst.errors import ConfigError, DataError, SmallfirstError
+from smallfirst.labels import Kind, Label
+from smallfirst.learn import calibrate, usable
+from smallfirst.learn.asking import Asked, Question, ask, choice, question, unasked
+from smallfirst.learn.card import Folder
+from smallfirst.learn.dataset import Row
+from smallfirst.learn.energy import Meter
+from smallfirst.learn.evaluation import ARMS, Arm, Evaluation, Settings, result_of
+from smallfirst.learn.examples import Examples
+from smallfirst.learn.past import RECORDED, Clock, Past, PastModel, PastPricing, answers_of
+from smallfirst.router import Candidate, promising, route, without_small
+from smallfirst.types import Attempt, Mode, Request, Route, Stage, total_usd
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being asked, calls done and calls in all."""
+
+_KINDS: dict[usable.Kind, Kind] = {"feedback": "feedback", "execution": "execution", "large": "agreement"}
+_MODES: dict[Arm, Mode] = {"B0": "observe", "B1": "small_only", "B2": "small_only", "B3": "small_only", "B4": "enforce"}
+_LEAST_TOKENS = 64
+_USUAL = Settings()
+
+
+async def evaluate(
+    assembly: Assembly,
+    data: Folder,
+    small: str,
+    *,
+    large: str | None = None,
+    settings: Settings = _USUAL,
+    progress: Progress = lambda *_: None,
+) -> Evaluation:
+    """Evaluate the model `small` of the assembly, its adapter in B3 and B4, on the dataset `data`.
+
+    `large` names the assembly's large model; None: what its store holds of the large model's answers to these calls.
+    B1 and B2 may write at most as many tokens as the longest right answer of the dataset has bytes. Where no answer of
+    a large model is recorded, B0 and B4 are left out; calls that lack one are, if others have one; the notes tell.
+    Raises DataError for a dataset without test calls, ConfigError for arms that cannot be run.
+    """
+    began = time.time()
+    bench = await _bench(assembly, data, small, large, settings)
+    counted = _Counted(progress, len(bench.test) * len(bench.arms) + len(bench.calibration))
+    decided: calibrate.Result | None = None
+    if "B4" in bench.arms:
+        sample = await bench.sample(counted.each("calibration", bench.calibration))
+        decided = calibrate.result_of(sample, alpha=settings.alpha, delta=settings.delta, now=began)
+    acceptance = decided.acceptance if decided else None
+    results, judged = [], list[tuple[float, bool]]()
+    base: dict[str, Asked] = {}
+    for arm in bench.arms:
+        meter = Meter.start()
+        made = [await bench.ask(arm, row, acceptance) for row in counted.each(arm, bench.test)]
+        calls = [asked for asked, _ in made]
+        if arm == "B0":
+            base = {call.id: call for call in calls}
+        if arm == "B3" and acceptance is not None:
+            judged = [pair for each in made if (pair := bench.judged(*each, acceptance)) is not None]
+        results.append(result_of(arm, bench.model(arm), calls, base, settings, meter.joules()))
+    return Evaluation(
+        task=data.card.task,
+        small=small,
+        arms=tuple(results),
+        acceptance=acceptance,
+        refused=decided.refused if decided else "",
+        needed=decided.needed if decided else None,
+        judged=tuple(judged),
+        labels=Counter(row.label for row in bench.test),
+        notes=bench.notes,
+        settings=settings,
+        configuration={"policy": msgspec.to_builtins(bench.policy), "config": assembly.config.hash},
+        parents=parents(assembly, data, small),
+        made_at=began,
+        seconds=time.time() - began,
+    )
+
+
+def with_specialist(config: Config, name: str, weights: str, adapter: Path | None) -> Config:
+    """`config` with a model `name`: the base `weights`, and its adapter where there is one."""
+    own = {} if adapter is None else {name: str(adapter)}
+    made = ModelConfig(backend="llamacpp", weights=weights, adapters=own, adapter=name if own else "", slots=1)
+    return msgspec.structs.replace(config, models={**config.models, name: made})
+
+
+def manifest_of(config: Config, small: str) -> Manifest | None:
+    """The manifest of the adapter that the model `small` is asked with; None without one."""
+    model = config.models.get(small)
+    path = None if model is None else model.adapters.get(model.adapter)
+    return None if path is None else read_manifest(Path(path).expanduser())
+
+
+def parents(assembly: Assembly, data: Folder, small: str) -> dict[str, str]:
+    """sha256 of the dataset's card, the adapter and its base model, as far as there are such."""
+    found = {"dataset": data.sha256}
+    manifest = manifest_of(assembly.config, small)
+    return found if manifest is None else {**found, "adapter": manifest.sha256, "base": manifest.base_sha256}
+
+
+class _Counted:
+    """Tells how far the calls are."""
+
+    def __init__(self, progress: Progress, total: int) -> None:
+        self._progress, self._done, self._total = progress, 0, total
+
+    def each(self, what: str, rows: Sequence[Row]) -> Iterator[Row]:
+        for row in rows:
+            self._progress(what, self._done, self._total)
+            yield row
+            self._done += 1
+        self._progress(what, self._done, self._total)
+
+
+async def _bench(assembly: Assembly, data: Folder, small: str, large: str | None, settings: Settings) -> _Bench:
+    """The parts, with what can be run of what is wanted."""
+    _check(assembly, data, small, large, settings)
+    notes, arms = _lineage(assembly, data, small), tuple(arm for arm in ARMS if arm in settings.arms)
+    test, calibration = data.splits["test"][-settings.limit :], data.splits["calibration"][-settings.labels :]
+    past = await answers_of(assembly.store, [*test, *calibration])
+    clock = Clock()
+    if large is None:
+        known = tuple(row for row in test if row.id in past)
+        if not known and (left := [arm for arm in arms if arm in ("B0", "B4")]):
+            notes.append(f"{' and '.join(left)} left out: no answer of a large model to these calls is recorded.")
+            arms = tuple(arm for arm in arms if arm not in left)
+        elif len(known) < len(test):
+            notes.append(f"{len(test) - len(known)} test calls left out: no answer of a large model is recorded.")
+        test = known or test
+        named = Counter(past[row.id].model for row in known).most_common(1)
+        stage = Stage(RECORDED, PastModel(past, clock), named[0][0] if named else RECORDED)
+    else:
+        stage = assembly.candidates[large].stage
+    if "B2" in arms:
+        notes.append("B1 and B2 may write as many tokens as the longest right answer has bytes.")
+    task = data.card.task
+    policy, cascade = assembly.config.policy(task), assembly.cascades.get(task, assembly.cascades[""])
+    return _Bench(
+        task=task,
+        arms=arms,
+        test=test,
+        calibration=calibration,
+        small=assembly.candidates[small].stage,
+        large=stage,
+        others=tuple(assembly.candidates[name].stage for name in policy.others),
+        policy=policy,
+        cascade=replace(cascade, pricing=PastPricing(cascade.pricing), clock=clock),
+        past=past,
+        examples=Examples(data.splits["train"]) if "B2" in arms else None,
+        shown=settings.examples,
+        most_tokens=max(
+            _LEAST_TOKENS, *(len(row.completion.encode()) for split in data.splits.values() for row in split)
+        ),
+        notes=tuple(notes),
+    )
+
+
+def _check(assembly: Assembly, data: Folder, small: str, large: str | None, settings: Settings) -> None:
+    if not data.splits["test"]:
+        raise DataError(
+            f"The dataset of the task {data.card.task!r} has no test calls.", hint="Make it again from more calls."
+        )
+    for name in filter(None, (small, large)):
+        if name not in assembly.candidates:
+            raise ConfigError(f"There is no model {name!r}.", hint=f"Configured: {', '.join(assembly.candidates)}.")
+    if unknown := [arm for arm in settings.arms if arm not in ARMS]:
+        raise ConfigError(f"Unknown arms: {', '.join(unknown)}.", hint=f"Allowed: {', '.join(ARMS)}.")
+    special = [arm for arm in settings.arms if arm in ("B3", "B4")]
+    if special and assembly.candidates[small].stage.adapter is None:
+        raise ConfigError(
+            f"The model {small!r} has no adapter for {' and '.join(special)}.",
+            hint="Train one with `smallfirst train`, or leave these arms out.",
+        )
+
+
+def _lineage(assembly: Assembly, data: Folder, small: str) -> list[str]:
+    """What the adapter's manifest says against evaluating it on this dataset. Raises ConfigError for another task's."""
+    manifest = manifest_of(assembly.config, small)
+    trained_for = None if manifest is None else manifest.recipe.get("task")
+    if trained_for not in (None, data.card.task):
+        raise ConfigError(
+            f"The adapter was trained for the task {trained_for!r}; the dataset is of {data.card.task!r}.",
+            hint="Name the adapter and the dataset of one task.",
+        )
+    if manifest is None or data.sha256 in manifest.parents:
+        return []
+    return ["The adapter was trained on another dataset: it may have seen calls of this test split."]
+
+
+@dataclass(frozen=True, slots=True)
+class _Bench:
+    """What is asked and what answers. `past` are the recorded answers of the large model, `shown` is the number of
+    examples in B2."""
+
+    task: str
+    arms: tuple[Arm, ...]
+    test: Sequence[Row]
+    calibration: Sequence[Row]
+    small: Stage
+    large: Stage
+    others: tuple[Stage, ...]
+    policy: Policy
+    cascade: Cascade
+    past: Mapping[str, Past]
+    examples: Examples | None
+    shown: int
+    most_tokens: int
+    notes: tuple[str, ...]
+
+    def model(self, arm: Arm) -> str:
+        """What the arm's answers are by."""
+        names = {"B0": self.large.model, "B3": self.small.name, "B4": f"{self.small.name}, {self.large.model}"}
+        return names.get(arm, self.small.model)
+
+    async def ask(self, arm: Arm, row: Row, acceptance: Acceptance | None) -> tuple[Asked, Outcome | None]:
+        """The row's call, answered as the arm would."""
+        asked = self._question(arm, row)
+        try:
+            plan = self._plan(arm, asked.request, acceptance)
+        except SmallfirstError as error:  # no model of the arm is capable of the call
+            return unasked(asked, error.code), None
+        return await ask(self.cascade, plan, asked, self.policy)
+
+    async def sample(self, rows: Iterable[Row]) -> calibrate.Sample:
+        """The specialist's labelled answers to the calls, as the gateway records them in shadow."""
+        sample = calibrate.Sample(self.task, self.small.name, self.small.model)
+        for row in rows:
+            asked = self._question("B4", row)
+            made = await self._labelled(asked)
+            if made is None:
+                sample.unlabelled += 1
+            else:
+                sample.rows.append(made)
+        return sample
+
+    def judged(self, asked: Asked, outcome: Outcome | None, acceptance: Acceptance) -> tuple[float, bool] | None:
+        """The specialist's answer as (confidence, right); None where nobody can tell, or where confidence needs the
+        evidence of other answers, which a specialist alone has not."""
+        if outcome is None or asked.correct is None or self.policy.others or self.policy.samples:
+            return None
+        last = outcome.attempts[-1]
+        return acceptance.confidence(last.features) if last.verdict.ok and last.features else 0.0, asked.correct
+
+    def _question(self, arm: Arm, row: Row) -> Question:
+        shown = self.examples.nearest(row, self.shown) if arm == "B2" and self.examples else ()
+        return question(self.task, row, shown, self.most_tokens if arm in ("B1", "B2") else None)
+
+    def _plan(self, arm: Arm, request: Request, acceptance: Acceptance | None) -> Route:
+        """The route of a call, as the gateway plans it, but without exploring."""
+        specialist, large = Candidate(self.small), Candidate(self.large)
+        bare = Candidate(replace(self.small, adapter=None))
+        candidates = {"B0": [large], "B1": [bare], "B2": [bare], "B3": [specialist], "B4": [specialist, large]}[arm]
+        accepting = acceptance if acceptance is not None and math.isfinite(acceptance.threshold) else None
+        policy = self._policy(_MODES[arm])
+        plan = route(request, self.task, policy, candidates, calibrator=accepting, others=self.others)
+        if accepting is None or plan.calibrator is None or accepting.expects is None:
+            return plan
+        expected = accepting.expected_acceptance(request_features(request))
+        return plan if promising(accepting.costs, expected) else without_small(plan)
+
+    def _policy(self, mode: Mode, *, shadow: bool = False) -> Policy:
+        return msgspec.structs.replace(self.policy, mode=mode, accept_uncalibrated=False, shadow=shadow)
+
+    async def _labelled(self, asked: Question) -> calibrate.Row | None:
+        """The specialist's answer with its label; None without an answer, or where nothing tells if it is right."""
+        candidates = [Candidate(self.small), Candidate(self.large)]
+        try:
+            observing = self._policy("observe", shadow=True)
+            plan = route(asked.request, self.task, observing, candidates, others=self.others)
+        except SmallfirstError:
+            return None
+        attempts: list[Attempt] = []
+        for stage in plan.shadow:
+            allowance = Allowance(self.cascade.clock(), self.policy.max_usd, self.policy.max_seconds)
+            attempts += await self.cascade.shadow(stage, asked.request, allowance, plan.others)
+        last = next((a for a in reversed(attempts) if a.decision == "shadow" and a.features), None)
+        right = None if last is None else asked.right(choice(last))
+        if last is None or right is None:
+            return None
+        past = self.past.get(asked.row.id)
+        return calibrate.Row(
+            record=asked.row.id,
+            features=last.features,
+            label=Label(right, _KINDS[asked.row.label]),
+            valid=last.verdict.ok,
+            episode=asked.row.episode,
+            decided="shadow",
+            chance=1.0,
+            small_usd=total_usd(a.cost_usd for a in attempts),
+            large_usd=None if past is None else past.usd,
+        )
