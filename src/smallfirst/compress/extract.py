@@ -4,10 +4,10 @@ A context is cut into pieces (sentences, lines, code blocks), which belong to pa
 a paragraph). Pieces are ranked by BM25 with the question, helped by what evidence is spread over:
 
 - a piece is read with the heading of its part, and shares a little of its part's best score;
-- bridge: names and numbers in the two best pieces that the question does not have are looked up in a second round, so
+- bridge: names and numbers in the best pieces that the question does not have are looked up in a second round, so
   that a question of two steps finds the second one;
 - a part whose heading is named by the question or by one of the best pieces of other parts comes forward;
-- identifiers, quoted words and numbers of the question come first wherever they stand.
+- pieces with an identifier of the question (`order-17`, `max_tokens`) or with words that it quotes come first.
 
 Code blocks are kept whole. What is left out between kept pieces of a part is marked `[…]`. No model, no grammar of any
 language: words are compared by `evidence.terms`, which pairs the characters of Chinese and Japanese.
@@ -33,9 +33,9 @@ GAP = "[…]"
 LONGEST = 120
 """Tokens of a piece beyond which it is cut at commas, else anywhere: no sentence is that long."""
 
-_BEST = 2
+_BEST = 3
 _BRIDGES = 8
-_PART, _LEAD, _BRIDGE, _NAMED, _ASKED = 0.3, 0.3, 0.5, 0.6, 1.0
+_PART, _LEAD, _BRIDGE, _NAMED, _ASKED = 0.3, 0.4, 0.5, 0.8, 1.0
 _HEADING = 25
 
 _FENCE = r"(?:^|(?<=\n))[ \t]*(?:```|~~~)[^\n]*\n(?:.*?\n[ \t]*(?:```|~~~)[ \t]*(?=\n|$)|.*$)\n*"
@@ -49,6 +49,9 @@ _COMMA = re.compile(r"(?<=[,;，、；}\]])\s*|\s+")
 _NAME = re.compile(r"\b[A-Z][\w-]*|\d[\d.,]*\d|\d|[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]+")
 _ASIDE = re.compile(r"\([^)]*\)")
 _ASKED_FOR = re.compile(
+    r'"([^"\n]{2,80})"|“([^”\n]{2,80})”|`([^`\n]{2,80})`'
+    r"|((?=[\w./:@#-]*[A-Za-z_])(?=[\w./:@#-]*\d)\w+(?:[-_./:@#]\w+)*|\w+(?:[_/@#]\w+)+)"
+)
     r'"([^"\n]{2,80})"|“([^”\n]{2,80})”|`([^`\n]{2,80})`|((?:\w+[-_./:@#])*\w*\d\w*(?:[-_./:@]\w+)*)'
 )
 
@@ -100,15 +103,17 @@ def _blocks(context: str) -> Iterator[tuple[str, Kind]]:
         yield context[at:], "text"
 
 
-def _cut_text(text: str) -> list[str]:
-    """Sentences and lines, abbreviations mended, none much longer than LONGEST tokens."""
+def _cut_block(text: str, kind: Kind) -> list[tuple[str, Kind]]:
+    """Text in sentences and lines, abbreviations mended, none much longer than LONGEST tokens."""
+    if kind != "text":
+        return [(text, kind)]
     pieces: list[str] = []
     for sentence in sentences(text) or [text]:
         if pieces and _ABBREVIATED.search(pieces[-1]) and "\n" not in _space_behind(pieces[-1]):
             pieces[-1] += sentence
         else:
             pieces.append(sentence)
-    return [short for piece in pieces for short in _shortened(piece)]
+    return [(short, kind) for piece in pieces for short in _shortened(piece)]
 
 
 def _shortened(piece: str) -> Iterator[str]:
