@@ -76,9 +76,7 @@ class Selection:
 
 def cut(context: str) -> list[Piece]:
     """`context` in pieces; their texts joined are `context` again."""
-    raw = [
-        (text, kind) for block, kind in _blocks(context) for text in (_cut_text(block) if kind == "text" else [block])
-    ]
+    raw = [piece for block in _blocks(context) for piece in _cut_block(*block)]
     kinds = [_kind_of(raw, n) for n in range(len(raw))]
     headed = "heading" in kinds
     pieces, part = list[Piece](), 0
