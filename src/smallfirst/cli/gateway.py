@@ -58,6 +58,7 @@ def serve(
     ] = None,
 ) -> None:
     """Run the gateway."""
+    from smallfirst.dashboard import PATH, dashboard
     from smallfirst.serve.server import run
 
     settings = load(config, os.environ)
@@ -68,7 +69,8 @@ def serve(
     err.print(f"smallfirst {__version__} on [bold]http://{settings.server.host}:{settings.server.port}[/]")
     err.print(f"  models   {stages}  [{settings.cascade.mode}]", highlight=False, markup=False)
     err.print(f"  records  {settings.store.url}", highlight=False, markup=False)
-    run(settings)
+    err.print(f"  look at  http://{settings.server.host}:{settings.server.port}{PATH}", highlight=False, markup=False)
+    run(settings, {PATH: dashboard})
 
 
 @app.command(epilog="Example: smallfirst demo --calls 60")
