@@ -17,6 +17,7 @@ from smallfirst.learn.base import find_base
 from smallfirst.learn.card import Folder
 from smallfirst.learn.export import export_adapter
 from smallfirst.learn.extra import need
+from smallfirst.learn.targeted import weighted
 from smallfirst.learn.train import Progress, TrainConfig, Trained, train
 from smallfirst.models import file_sha256
 
@@ -44,6 +45,8 @@ def specialise(
 ) -> Specialist:
     """Trains on the train split, keeps the adapter with the least loss on the calibration split, and exports it.
 
+    What small models got wrong before counts more (`targeted`).
+
     Raises ConfigError when the `learn` extra is missing or the folder holds another dataset's specialist, TrainError
     and ModelFileError as `train` and `find_base` do.
     """
@@ -63,7 +66,7 @@ def specialise(
             return Specialist(target, manifest, None)
     base = find_base(weights)
     training = folder / TRAINING
-    trained = train(base, data.examples("train"), data.examples("calibration"), training, config, report=report)
+    trained = train(base, weighted(data), data.examples("calibration"), training, config, report=report)
     if config.method == "dora":
         return Specialist(None, None, trained)
     reached = {name: getattr(trained, name) for name in ("steps", "tokens", "seconds", "score", "ended", "left_out")}
