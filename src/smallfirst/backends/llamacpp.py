@@ -15,7 +15,7 @@ import uuid
 from collections import deque
 from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import aclosing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,6 +31,7 @@ from smallfirst.errors import (
     BackendTimeout,
     BackendUnavailable,
     ContextLengthExceeded,
+    ModelFileError,
     UpstreamError,
 )
 from smallfirst.types import Capabilities, Delta, FinishReason, Request, TokenLogprob, ToolCallDelta, Usage
@@ -72,19 +73,16 @@ class LlamaCppBackend:
 
     def __init__(self, config: EngineConfig) -> None:
         self._config = config
-        self.engine = Engine(
-            weights=config.weights,
-            context=config.context,
-            slots=config.slots,
-            threads=config.threads,
-            batch_threads=config.batch_threads,
-            adapters=tuple(config.adapters.values()),
-        )
-        manifests = {name: read_manifest(path) for name, path in config.adapters.items()}
-        self._templates = {name: manifest.prompt for name, manifest in manifests.items() if manifest}
+        self._running = _Running(config)
+        self._retiring = set[asyncio.Task[None]]()
         self._slots = asyncio.Semaphore(config.slots)
         self._clock = SharedClock()
         self._session: aiohttp.ClientSession | None = None
+
+    @property
+    def engine(self) -> Engine:
+        """The engine that takes requests."""
+        return self._running.engine
 
     @property
     def name(self) -> str:
@@ -110,7 +108,41 @@ class LlamaCppBackend:
         if self._session is not None:
             await self._session.close()
             self._session = None
+        for task in self._retiring:
+            task.cancel()
+        await asyncio.gather(*self._retiring, return_exceptions=True)
         await self.engine.close()
+
+    async def load(self, adapters: Mapping[str, Path]) -> None:
+        """Serves `adapters` beside those of the configuration, and no others, without a break: a second engine starts
+        with them and takes over; the first one ends with the last request that it had.
+
+        Raises ModelFileError when they cannot be served: then all stays as it was.
+        """
+        fresh = _Running(replace(self._config, adapters={**self._config.adapters, **adapters}))
+        try:
+            await fresh.engine.start()
+            for name in adapters.keys() - set(self._running.adapters):
+                await self._try(fresh, name)
+        except BaseException:
+            await fresh.engine.close()
+            raise
+        former, self._running = self._running, fresh
+        task = asyncio.create_task(former.retire())
+        self._retiring.add(task)
+        task.add_done_callback(self._retiring.discard)
+
+    async def _try(self, running: _Running, adapter: str) -> None:
+        """Generates a token with the adapter, so that one that breaks the engine breaks none that serves."""
+        try:
+            body = {"prompt": "Hello", "n_predict": 1, "lora": running.lora(adapter)}
+            async with self._post(running, "/completion", body) as response:
+                await _raise_for_status(response)
+        except (BackendError, aiohttp.ClientError, ConnectionError) as error:
+            raise ModelFileError(
+                f"The embedded engine cannot use the adapter {adapter!r}: {error}",
+                hint="Train or export it again, for these weights.",
+            ) from error
 
     async def generate(self, request: Request) -> AsyncGenerator[Delta]:
         """The answer's deltas, those of several choices interleaved; the last delta carries the usage of them all.
@@ -120,32 +152,33 @@ class LlamaCppBackend:
         """
         limit = _TIMEOUT_S if request.timeout_s is None else request.timeout_s
         deadline = asyncio.get_running_loop().time() + limit
-        payload = self._payload(request)
         queue: asyncio.Queue[Delta | Usage | BackendError] = asyncio.Queue()
-        tasks = [
-            asyncio.create_task(self._run(request, payload, choice, queue)) for choice in range(request.sampling.n)
-        ]
         usages: list[Usage] = []
-        try:
-            while len(usages) < len(tasks):
-                async with asyncio.timeout_at(deadline):
-                    item = await queue.get()
-                if isinstance(item, BackendError):
-                    raise item
-                if isinstance(item, Usage):
-                    usages.append(item)
-                else:
-                    yield item
-        except TimeoutError as error:
-            raise BackendTimeout(f"The embedded model did not finish within {limit:g} s.") from error
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+        with self._running.used() as running:
+            payload = self._payload(running, request)
+            choices = range(request.sampling.n)
+            tasks = [asyncio.create_task(self._run(running, request, payload, n, queue)) for n in choices]
+            try:
+                while len(usages) < len(tasks):
+                    async with asyncio.timeout_at(deadline):
+                        item = await queue.get()
+                    if isinstance(item, BackendError):
+                        raise item
+                    if isinstance(item, Usage):
+                        usages.append(item)
+                    else:
+                        yield item
+            except TimeoutError as error:
+                raise BackendTimeout(f"The embedded model did not finish within {limit:g} s.") from error
+            finally:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
         yield Delta(usage=_total(usages), model=request.model)
 
     async def _run(
         self,
+        running: _Running,
         request: Request,
         payload: Mapping[str, Any],
         choice: int,
@@ -153,26 +186,28 @@ class LlamaCppBackend:
     ) -> None:
         """One choice from start to end into the queue: its deltas, then its usage, or an error."""
         try:
-            async with aclosing(self._choice(request, payload, choice)) as items:
+            async with aclosing(self._choice(running, request, payload, choice)) as items:
                 async for item in items:
                     queue.put_nowait(item)
         except BackendError as error:
             queue.put_nowait(error)
         except (aiohttp.ClientError, ConnectionError) as error:
-            await self.engine.settle()
+            await running.engine.settle()
             queue.put_nowait(BackendUnavailable(f"The embedded engine broke off ({type(error).__name__})."))
         except (msgspec.MsgspecError, ValueError) as error:
             queue.put_nowait(BackendGarbage(f"The embedded engine sent what cannot be read: {error}"))
 
-    async def _choice(self, request: Request, payload: Mapping[str, Any], choice: int) -> AsyncGenerator[Delta | Usage]:
+    async def _choice(
+        self, running: _Running, request: Request, payload: Mapping[str, Any], choice: int
+    ) -> AsyncGenerator[Delta | Usage]:
         parser, reader, event = AnswerParser(request), TokenReader(), _Event()
         async with self._slots:
-            await self.engine.ready()
+            await running.engine.ready()
             with self._clock.share() as share:
-                body = {**payload, "prompt": await self.prompt(request)}
+                body = {**payload, "prompt": await self._prompt(running, request)}
                 if request.sampling.seed is not None:
                     body["seed"] = request.sampling.seed + choice
-                async with aclosing(self._events(body)) as events:
+                async with aclosing(self._events(running, body)) as events:
                     async for event in events:
                         tokens = reader.read(event)
                         text = parser.feed("".join(t.token for t in tokens))
@@ -201,7 +236,7 @@ class LlamaCppBackend:
             busy_seconds=share.seconds,
         )
 
-    def _payload(self, request: Request) -> dict[str, Any]:
+    def _payload(self, running: _Running, request: Request) -> dict[str, Any]:
         """The request in the words of the engine's `/completion`, all but the prompt."""
         sampling = request.sampling
         payload: dict[str, Any] = {
@@ -220,28 +255,29 @@ class LlamaCppBackend:
             "frequency_penalty": sampling.frequency_penalty,
         }
         payload |= {key: value for key, value in optional.items() if value is not None}
-        if request.adapter is not None and request.adapter not in self._config.adapters:
-            known = sorted(self._config.adapters)
+        if request.adapter is not None and request.adapter not in running.adapters:
+            known = sorted(running.adapters)
             raise BackendError(
                 f"{self.name!r} has no adapter {request.adapter!r}.", hint=f"It was started with {known}."
             )
-        if self._config.adapters:
-            payload["lora"] = [
-                {"id": i, "scale": float(name == request.adapter)} for i, name in enumerate(self._config.adapters)
-            ]
+        if running.adapters:
+            payload["lora"] = running.lora(request.adapter)
         return payload
 
     async def prompt(self, request: Request) -> str:
         """The conversation as the model reads it: as the adapter's manifest says, else in the model's chat template."""
-        template = self._templates.get(request.adapter or "")
+        return await self._prompt(self._running, request)
+
+    async def _prompt(self, running: _Running, request: Request) -> str:
+        template = running.templates.get(request.adapter or "")
         if template and (pruned := template.pruned(request)) is not None:
             return pruned
-        async with self._post("/apply-template", {"messages": conversation(request)}) as response:
+        async with self._post(running, "/apply-template", {"messages": conversation(request)}) as response:
             await _raise_for_status(response)
             return msgspec.json.decode(await response.read(), type=_Prompt).prompt
 
-    async def _events(self, body: Mapping[str, Any]) -> AsyncGenerator[_Event]:
-        async with self._post("/completion", body) as response:
+    async def _events(self, running: _Running, body: Mapping[str, Any]) -> AsyncGenerator[_Event]:
+        async with self._post(running, "/completion", body) as response:
             await _raise_for_status(response)
             async for line in response.content:
                 if line.startswith(b"data: "):
@@ -250,12 +286,56 @@ class LlamaCppBackend:
                         raise BackendError(f"The embedded engine failed: {event.error.message}.")
                     yield event
 
-    def _post(self, path: str, body: Mapping[str, Any]) -> aiohttp.client._RequestContextManager:
+    def _post(self, running: _Running, path: str, body: Mapping[str, Any]) -> aiohttp.client._RequestContextManager:
         if self._session is None:
             raise BackendUnavailable("The embedded engine is not running.", hint="Start the backend first.")
+        engine = running.engine
         return self._session.post(
-            self.engine.url + path, data=msgspec.json.encode(body), headers=self.engine.headers, raise_for_status=False
+            engine.url + path, data=msgspec.json.encode(body), headers=engine.headers, raise_for_status=False
         )
+
+
+class _Running:
+    """An engine with the adapters that it was started with, by name, and the number of requests that it has."""
+
+    def __init__(self, config: EngineConfig) -> None:
+        self.engine = Engine(
+            weights=config.weights,
+            context=config.context,
+            slots=config.slots,
+            threads=config.threads,
+            batch_threads=config.batch_threads,
+            adapters=tuple(config.adapters.values()),
+        )
+        manifests = {name: read_manifest(path) for name, path in config.adapters.items()}
+        self.adapters = tuple(manifests)
+        self.templates = {name: manifest.prompt for name, manifest in manifests.items() if manifest}
+        self._users = 0
+        self._unused = asyncio.Event()
+        self._unused.set()
+
+    def lora(self, adapter: str | None) -> list[dict[str, Any]]:
+        """The scales of all adapters for a request to one of them, or to none."""
+        return [{"id": n, "scale": float(name == adapter)} for n, name in enumerate(self.adapters)]
+
+    @contextmanager
+    def used(self) -> Iterator[_Running]:
+        """Counts a request for as long as the context lasts."""
+        self._users += 1
+        self._unused.clear()
+        try:
+            yield self
+        finally:
+            self._users -= 1
+            if not self._users:
+                self._unused.set()
+
+    async def retire(self) -> None:
+        """Stops the engine when its last request has ended, or at once when this is cancelled."""
+        try:
+            await self._unused.wait()
+        finally:
+            await self.engine.close()
 
 
 @dataclass(slots=True)
