@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import os
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -21,8 +22,9 @@ from smallfirst.backends.openai import PRESETS, OpenAIBackend
 from smallfirst.backends.toolprompt import constraint_schema
 from smallfirst.cascade import Cascade
 from smallfirst.config import Config, ModelConfig, Policy
-from smallfirst.errors import ConfigError
+from smallfirst.errors import ConfigError, ModelFileError
 from smallfirst.prices import Price, PriceList
+from smallfirst.registry import Version
 from smallfirst.router import Candidate
 from smallfirst.store import Keyring, Store, open_store
 from smallfirst.types import Backend, Capabilities, Completion, Request, Stage, Usage, Verdict
@@ -36,12 +38,20 @@ class StagePricing:
     """What stages cost: embedded models by machine time, hosted ones by the price list or the configuration."""
 
     def __init__(self, config: Config) -> None:
-        models = config.models.items()
-        default = {name: config.machine_usd_per_hour for name, m in models if m.backend == "llamacpp"}
-        given = {name: m.machine_usd_per_hour for name, m in models if m.machine_usd_per_hour is not None}
-        self._machine = {name: Price(machine_usd_per_hour=usd) for name, usd in (default | given).items()}
-        self._fixed = {name: Price(**msgspec.structs.asdict(m.price)) for name, m in config.models.items() if m.price}
+        self._default_usd_per_hour = config.machine_usd_per_hour
+        self._machine = dict[str, Price]()
+        self._fixed = dict[str, Price]()
         self._list = PriceList()
+        for name, model in config.models.items():
+            self.add(name, model)
+
+    def add(self, name: str, model: ModelConfig) -> None:
+        """Price the stage `name`, which asks `model`."""
+        usd = self._default_usd_per_hour if model.machine_usd_per_hour is None else model.machine_usd_per_hour
+        if model.backend == "llamacpp" or model.machine_usd_per_hour is not None:
+            self._machine[name] = Price(machine_usd_per_hour=usd)
+        if model.price:
+            self._fixed[name] = Price(**msgspec.structs.asdict(model.price))
 
     def cost(self, stage: Stage, usage: Usage) -> tuple[float | None, float | None]:
         """(local machine time priced, local free), in USD; None where the price is unknown."""
@@ -80,6 +90,96 @@ class Assembly:
     cascades: Mapping[str, Cascade]
     pricing: StagePricing
     store: Store
+    versions: Versions
+
+
+class Versions:
+    """Brings released versions into service, and out of it, while calls go on.
+
+    Embedded ones share the engine of the configured model with the same weights, or else one of their own; so an
+    adapter is loaded beside those that answer. Each comes as a `Candidate` whose stage has the version's id.
+    """
+
+    def __init__(
+        self, config: Config, env: Mapping[str, str], candidates: Mapping[str, Candidate], pricing: StagePricing
+    ) -> None:
+        self._config, self._env, self._pricing = config, env, pricing
+        self._engines = dict[Path, tuple[ModelConfig, LlamaCppBackend]]()
+        for name, candidate in candidates.items():
+            if isinstance(backend := candidate.stage.backend, LlamaCppBackend):
+                model = config.models[name]
+                self._engines.setdefault(models.locate(model.weights).resolve(), (model, backend))
+        self._own = dict[Path, LlamaCppBackend]()
+        self._loaded = dict[str, tuple[Version, Candidate]]()
+        self._lock = asyncio.Lock()
+
+    async def load(self, version: Version) -> Candidate:
+        """The candidate that asks `version`, ready to answer.
+
+        Raises ModelFileError when files are missing, are not what was registered, or cannot be served, ConfigError for
+        a key that is not there. What is in service goes on in any case.
+        """
+        async with self._lock:
+            if version.id not in self._loaded:
+                self._loaded[version.id] = (version, await self._load(version))
+            return self._loaded[version.id][1]
+
+    async def retain(self, ids: Collection[str]) -> None:
+        """Let go of all other versions; engines and connections that then have none are closed."""
+        async with self._lock:
+            for name in self._loaded.keys() - set(ids):
+                backend = self._loaded.pop(name)[1].stage.backend
+                if not isinstance(backend, LlamaCppBackend):
+                    await backend.close()
+            for weights in self._own.keys() - {_weights(v) for v, _ in self._loaded.values() if v.base_sha256}:
+                del self._engines[weights]
+                await self._own.pop(weights).close()
+
+    async def close(self) -> None:
+        """Let go of them all."""
+        await self.retain(())
+
+    async def _load(self, version: Version) -> Candidate:
+        model = msgspec.convert(version.model, ModelConfig)
+        if model.backend != "llamacpp":
+            backend = build_backend(version.id, model, self._env)
+            await backend.start()
+            self._pricing.add(version.id, model)
+            return Candidate(Stage(version.id, backend, model.model, small=True, timeout_s=model.timeout_s))
+        await asyncio.to_thread(_check_files, version)
+        model, engine = await self._engine(version, model)
+        if version.adapter:
+            beside = [v for v, c in self._loaded.values() if c.stage.backend is engine and v.adapter]
+            await engine.load({v.id: Path(v.adapter) for v in (*beside, version)})
+        self._pricing.add(version.id, model)
+        adapter = version.id if version.adapter else None
+        return Candidate(Stage(version.id, engine, version.id, small=True, adapter=adapter, timeout_s=model.timeout_s))
+
+    async def _engine(self, version: Version, model: ModelConfig) -> tuple[ModelConfig, LlamaCppBackend]:
+        weights = _weights(version)
+        if weights not in self._engines:
+            engine = _llamacpp(version.base, model, self._env)
+            await engine.start()
+            self._own[weights] = engine
+            self._engines[weights] = (model, engine)
+        return self._engines[weights]
+
+
+def _weights(version: Version) -> Path:
+    return models.locate(version.base).resolve()
+
+
+def _check_files(version: Version) -> None:
+    """Raises ModelFileError where a version's files are not those that were registered."""
+    files = {_weights(version): version.base_sha256}
+    if version.adapter:
+        files[Path(version.adapter)] = version.adapter_sha256
+    for path, sha256 in files.items():
+        if (found := models.file_sha256(path)) != sha256:
+            raise ModelFileError(
+                f"{path} has sha256 {found}, not {sha256} as when {version.id} was registered.",
+                hint="Put the file back, or train and release again.",
+            )
 
 
 @asynccontextmanager
@@ -101,7 +201,9 @@ async def assemble(config: Config, env: Mapping[str, str] | None = None) -> Asyn
         pricing = StagePricing(config)
         policies = {"": config.cascade, **config.tasks}
         cascades = {task: _cascade(policy, pricing) for task, policy in policies.items()}
-        yield Assembly(config, candidates, cascades, pricing, store)
+        versions = Versions(config, env, candidates, pricing)
+        stack.push_async_callback(versions.close)
+        yield Assembly(config, candidates, cascades, pricing, store, versions)
 
 
 async def open_configured_store(config: Config, env: Mapping[str, str]) -> Store:
@@ -116,7 +218,7 @@ def build_backend(name: str, model: ModelConfig, env: Mapping[str, str]) -> Back
     return _BUILDERS[model.backend](name, model, env)
 
 
-def _llamacpp(name: str, model: ModelConfig, env: Mapping[str, str]) -> Backend:
+def _llamacpp(name: str, model: ModelConfig, env: Mapping[str, str]) -> LlamaCppBackend:
     del env
     adapters = {n: Path(p).expanduser() for n, p in model.adapters.items()}
     settings = EngineConfig(weights=models.locate(model.weights), name=name, adapters=adapters)

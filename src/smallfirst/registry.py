@@ -57,6 +57,12 @@ def version_id(task: str, model: Json, base_sha256: str, adapter_sha256: str, pr
     return f"{task}@{hashlib.sha256(text).hexdigest()[:12]}"
 
 
+def watched(task: str, stage: str) -> str:
+    """The name under which calibration and audits of a task's small stage are kept apart: the version's, or the task's
+    for what is configured."""
+    return stage if stage.startswith(f"{task}@") else task
+
+
 @dataclass(frozen=True, slots=True)
 class Release:
     """What of a task is in service: version ids, "" for none.

@@ -38,7 +38,8 @@ class Rules:
     incumbent's cost per success, and a call's worth may be lower by value_margin of that. None: not looked at.
     known, known_n: the incumbent's success rate on `known_n` calls before; it sizes bets and cannot mislead them.
     labelled, labelled_incumbent: the least probability with which the arm's calls get a label.
-    patience: calls at a step after which it is said that the evidence will hardly suffice.
+    patience: calls at a step after which it is said that the evidence will hardly suffice; calls after which a live
+    candidate is compared no more, and gets all episodes.
     settle_s: how long a call's label is waited for, in seconds; without one by then, its success counts as unknown.
     """
 
@@ -280,6 +281,8 @@ def decide(rollout: Rollout, evidence: Evidence) -> Decision:
         if capital >= needed:
             return Abort(measure, f"{measure}: worse than {_name(rollout)}; {_odds(capital, needed)}")
     if rollout.step == "live":
+        if evidence.calls >= rules.patience and rollout.share < 1:
+            return Promote("live", 1.0, f"not shown to be worse in {evidence.calls} calls")
         return Hold("live, and not shown to be worse")
     if not any(evidence.shown.values()):
         return Hold("no call has shown yet whether the candidate succeeds")

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from smallfirst.labels import Label, Outcomes, label_of, referred, request_of
+from smallfirst.registry import watched
 from smallfirst.rollout import Answer, Outcome, Rollout
 from smallfirst.store import StoredRecord
 from smallfirst.types import Attempt, total_usd
@@ -88,8 +89,8 @@ def _large(record: StoredRecord) -> Judged | None:
 
 def _configured(record: StoredRecord) -> str | None:
     """The first small stage that answered and is no version of the task's."""
-    versions = f"{record.task}@"
-    return next((a.stage for a in record.attempts if _is_answer(a) and not a.stage.startswith(versions)), None)
+    asked = (a.stage for a in record.attempts if _is_answer(a))
+    return next((stage for stage in asked if watched(record.task, stage) != stage), None)
 
 
 def _is_answer(attempt: Attempt) -> bool:

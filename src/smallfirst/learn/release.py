@@ -6,18 +6,19 @@ Only the store is written; running gateways follow within a second (`serve.relea
 from __future__ import annotations
 
 import asyncio
+import os
+import shutil
 import time
 import uuid
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 import msgspec
 import numpy as np
 
 from smallfirst import models
-from smallfirst.backends.specialist import read_manifest
+from smallfirst.backends.specialist import Manifest, read_manifest
 from smallfirst.config import ModelConfig
 from smallfirst.errors import ConfigError, ModelFileError, NotFoundError
 from smallfirst.registry import Release, Target, Version, released, version_id, withdrawn
@@ -39,8 +40,9 @@ async def register(
     """Keep a version of the task's small model: an adapter (None: without) on `base`.
 
     `base` names weights for the embedded engine, as in `smallfirst models list` or by path, or is what a
-    `[models.NAME]` table says of a server. The same files again are the same version; its evaluation is replaced.
-    Raises ModelFileError for an adapter that is missing, damaged or of another base.
+    `[models.NAME]` table says of a server. The adapter is copied to $SMALLFIRST_HOME/versions, so that training again
+    changes no version. The same files again are the same version; its evaluation is replaced.
+    Raises ModelFileError for an adapter that is missing, damaged or of another base, and when it cannot be copied.
     """
     model = ModelConfig(backend="llamacpp", weights=base) if isinstance(base, str) else base
     version = await asyncio.to_thread(_version, task, adapter, model, evaluation)
@@ -119,38 +121,70 @@ async def rules_for(store: Store, task: str, incumbent: str) -> Rules:
 
 def _version(task: str, adapter: Path | None, model: ModelConfig, evaluation: Json | None) -> Version:
     weights = models.file_sha256(models.locate(model.weights)) if model.backend == "llamacpp" else ""
-    found = {} if adapter is None else _adapter(adapter.expanduser().resolve(), weights)
+    manifest = None if adapter is None else _checked(adapter, weights)
     bare = ModelConfig(backend=model.backend)
     given = {k: v for k, v in msgspec.to_builtins(model).items() if getattr(model, k) != getattr(bare, k)}
     table = {"backend": model.backend, **given}
-    name = version_id(task, table, weights, found.get("adapter_sha256", ""), found.get("prompt", {}))
-    return Version(name, task, time.time(), table, weights, evaluation=evaluation, **found)
+    if adapter is None or manifest is None:
+        name = version_id(task, table, weights, "", {})
+        return Version(name, task, time.time(), table, weights, evaluation=evaluation)
+    prompt = msgspec.to_builtins(manifest.prompt)
+    name = version_id(task, table, weights, manifest.sha256, prompt)
+    return Version(
+        name,
+        task,
+        time.time(),
+        table,
+        weights,
+        adapter=str(_kept(adapter, name)),
+        adapter_sha256=manifest.sha256,
+        prompt=prompt,
+        recipe=dict(manifest.recipe),
+        parents=manifest.parents,
+        evaluation=evaluation,
+    )
 
 
-def _adapter(path: Path, base_sha256: str) -> dict[str, Any]:
-    """What a version keeps of an adapter's file and its manifest, both checked."""
-    if not path.is_file():
-        raise ModelFileError(f"There is no adapter at {str(path)!r}.", hint="`smallfirst train` makes one.")
-    manifest, found = read_manifest(path), models.file_sha256(path)
+def _checked(adapter: Path, base_sha256: str) -> Manifest:
+    """The manifest of an adapter that is what was exported, for weights of this sum."""
+    if not adapter.is_file():
+        raise ModelFileError(f"There is no adapter at {str(adapter)!r}.", hint="`smallfirst train` makes one.")
+    manifest, found = read_manifest(adapter), models.file_sha256(adapter)
     if manifest is None:
         raise ModelFileError(
-            f"{path} has no manifest {path.with_suffix('.json').name!r} beside it.",
+            f"{adapter} has no manifest {adapter.with_suffix('.json').name!r} beside it.",
             hint="It says how the adapter is asked; export the adapter again.",
         )
     if manifest.sha256 != found:
         raise ModelFileError(
-            f"{path} has sha256 {found}, not {manifest.sha256} as when it was exported.",
+            f"{adapter} has sha256 {found}, not {manifest.sha256} as when it was exported.",
             hint="Export the adapter again.",
         )
     if base_sha256 and manifest.base_sha256 != base_sha256:
         raise ModelFileError(
-            f"{path} belongs to weights of sha256 {manifest.base_sha256}, not {base_sha256}.",
+            f"{adapter} belongs to weights of sha256 {manifest.base_sha256}, not {base_sha256}.",
             hint="Name the base that it was trained on.",
         )
-    return {
-        "adapter": str(path),
-        "adapter_sha256": found,
-        "prompt": msgspec.to_builtins(manifest.prompt),
-        "recipe": dict(manifest.recipe),
-        "parents": manifest.parents,
-    }
+    return manifest
+
+
+def _kept(adapter: Path, name: str) -> Path:
+    """A version's own copy of its adapter and manifest."""
+    folder = models.home() / "versions" / name.rpartition("@")[2]
+    target = folder / "adapter.gguf"
+    if target.exists() and models.file_sha256(target) == models.file_sha256(adapter):
+        return target
+    draft = folder.with_name(f".{folder.name}.{os.getpid()}")
+    try:
+        draft.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(adapter, draft / target.name)
+        shutil.copyfile(adapter.with_suffix(".json"), draft / target.with_suffix(".json").name)
+        shutil.rmtree(folder, ignore_errors=True)
+        draft.rename(folder)
+    except OSError as error:
+        raise ModelFileError(
+            f"The adapter cannot be copied to {folder}: {error.strerror}.", hint="Set SMALLFIRST_HOME elsewhere."
+        ) from error
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return target
