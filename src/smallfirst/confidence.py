@@ -77,8 +77,22 @@ REQUEST_FEATURES: Mapping[str, Kind] = {
 }
 """What is known before any model is asked."""
 
+COMPRESSION_FEATURES: Mapping[str, Kind] = {
+    "compressed": "value",
+    "compression_share": "value",
+    "compression_found": "value",
+    "compression_coverage": "value",
+    "compression_mass": "value",
+    "compression_margin": "value",
+    "compression_confidence": "value",
+    "compression_grounded": "value",
+}
+"""Of an answer from a shortened context: whether the last long texts were shortened, to which share of their tokens,
+and what says how much was kept (`compress.guard`). Backends tell them (`Completion.facts`); absent elsewhere."""
+
 FEATURES: Mapping[str, Kind] = {
     **REQUEST_FEATURES,
+    **COMPRESSION_FEATURES,
     "repairs": "count",
     "violations": "count",
     "mended": "value",

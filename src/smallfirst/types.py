@@ -221,7 +221,10 @@ class Native:
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """A piece of an answer. A backend that answers at once yields one Delta per choice."""
+    """A piece of an answer. A backend that answers at once yields one Delta per choice.
+
+    `facts` is what the backend found out about the answer by the way (see `Completion`).
+    """
 
     choice: int = 0
     text: str = ""
@@ -233,6 +236,7 @@ class Delta:
     usage: Usage | None = None
     model: str | None = None
     native: Native | None = None
+    facts: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,12 +253,14 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """A complete answer. `native` is the upstream's whole answer when it was not streamed."""
+    """A complete answer. `native` is the upstream's whole answer when it was not streamed. `facts` are numbers that the
+    backend found out by the way, by name; they are recorded among the attempt's features."""
 
     choices: tuple[Choice, ...]
     usage: Usage = Usage()
     model: str = ""
     native: Native | None = None
+    facts: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,6 +42,7 @@ class Accumulator:
         self._choices: dict[int, _Choice] = {}
         self._usage: Usage | None = None
         self._model = ""
+        self._facts: dict[str, float] = {}
         self._whole: list[Native] = []
 
     def feed(self, delta: Delta) -> None:
@@ -50,6 +51,7 @@ class Accumulator:
             self._whole.append(delta.native)
         self._usage = delta.usage or self._usage
         self._model = delta.model or self._model
+        self._facts.update(delta.facts)
         if not _says(delta):
             return
         choice = self._choices.setdefault(delta.choice, _Choice())
@@ -81,6 +83,7 @@ class Accumulator:
             usage=self._usage or Usage(),
             model=self._model,
             native=self._whole[0] if len(self._whole) == 1 else None,
+            facts=self._facts,
         )
 
 
