@@ -14,11 +14,14 @@ from smallfirst.budget import Allowance
 from smallfirst.cascade import Cascade, Outcome
 from smallfirst.config import Policy
 from smallfirst.labels import agrees
+from smallfirst.learn.card import Folder
 from smallfirst.learn.dataset import Row
 from smallfirst.learn.examples import with_examples
 from smallfirst.learn.usable import choice_of
 from smallfirst.types import Attempt, Choice, Origin, Request, Route, total_usd
 from smallfirst.wire import WIRES
+
+_LEAST_TOKENS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +70,12 @@ def question(task: str, row: Row, examples: Sequence[Row] = (), most_tokens: int
         body["max_tokens"] = most_tokens
     request = WIRES["chat"].parse(msgspec.json.encode(body), Origin(task=task, episode=row.id))
     return Question(row, request, choice_of(row.answer))
+
+
+def most_tokens(data: Folder) -> int:
+    """A limit for models that were not trained for the task, and may not come to an end: as many tokens as the longest
+    right answer of the dataset has bytes, which no answer needs; at least 64."""
+    return max(_LEAST_TOKENS, *(len(row.completion.encode()) for rows in data.splits.values() for row in rows))
 
 
 async def ask(cascade: Cascade, route: Route, asked: Question, policy: Policy) -> tuple[Asked, Outcome]:

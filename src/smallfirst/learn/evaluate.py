@@ -27,7 +27,7 @@ from smallfirst.config import Config, ModelConfig, Policy
 from smallfirst.errors import ConfigError, DataError, SmallfirstError
 from smallfirst.labels import Kind, Label
 from smallfirst.learn import calibrate, usable
-from smallfirst.learn.asking import Asked, Question, ask, choice, question, unasked
+from smallfirst.learn.asking import Asked, Question, ask, choice, most_tokens, question, unasked
 from smallfirst.learn.card import Folder
 from smallfirst.learn.dataset import Row
 from smallfirst.learn.energy import Meter
@@ -42,7 +42,6 @@ Progress = Callable[[str, int, int], None]
 
 _KINDS: dict[usable.Kind, Kind] = {"feedback": "feedback", "execution": "execution", "large": "agreement"}
 _MODES: dict[Arm, Mode] = {"B0": "observe", "B1": "small_only", "B2": "small_only", "B3": "small_only", "B4": "enforce"}
-_LEAST_TOKENS = 64
 _USUAL = Settings()
 
 
@@ -170,9 +169,7 @@ async def _bench(assembly: Assembly, data: Folder, small: str, large: str | None
         past=past,
         examples=Examples(data.splits["train"]) if "B2" in arms else None,
         shown=settings.examples,
-        most_tokens=max(
-            _LEAST_TOKENS, *(len(row.completion.encode()) for split in data.splits.values() for row in split)
-        ),
+        most_tokens=most_tokens(data),
         notes=tuple(notes),
     )
 

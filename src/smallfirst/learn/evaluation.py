@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from rich.box import SIMPLE
@@ -22,9 +21,9 @@ from rich.text import Text
 
 from smallfirst import report, stats
 from smallfirst.acceptance import Acceptance
-from smallfirst.errors import DataError
 from smallfirst.exact import upper_bound
 from smallfirst.guarantee import Certificate
+from smallfirst.learn.artifact import write_json
 from smallfirst.learn.asking import Asked
 from smallfirst.learn.paired import difference, p_noninferior
 from smallfirst.report import FigureSpec, figure_row
@@ -234,15 +233,7 @@ def to_json(evaluation: Evaluation) -> dict[str, Any]:
 
 def save(evaluation: Evaluation, folder: Path) -> Path:
     """Writes `evaluation.json` into `folder`, whole or not at all. Raises DataError when that cannot be written."""
-    target = folder / FILE
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        draft = target.with_suffix(".tmp")
-        draft.write_bytes(msgspec.json.format(msgspec.json.encode(to_json(evaluation)), indent=1) + b"\n")
-        draft.replace(target)
-    except OSError as error:
-        raise DataError(f"The evaluation cannot be written to {folder}: {error.strerror or error}.") from error
-    return target
+    return write_json(to_json(evaluation), folder / FILE)
 
 
 def render(evaluation: Evaluation) -> Group:

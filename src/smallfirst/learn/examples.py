@@ -1,48 +1,68 @@
 """Dynamic in-context examples: the training calls nearest to a call, shown to the model before it.
 
-Nearest is by the cosine of TF-IDF vectors of character runs, which needs no words and so serves any language.
+Nearest is by the cosine of TF-IDF vectors over the words by which calls are assigned to tasks (`assignment.words_of`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from smallfirst.assignment import words_of
 from smallfirst.learn.dataset import Row
-from smallfirst.learn.extra import need
 from smallfirst.types import Json
 
 MOST_BYTES = 2048
 """Of all examples of a call together (UTF-8): so many that a small model's context holds them beside the call."""
 
-_RUNS = (2, 4)
+_TRIED = 4  # rows looked at for each example wanted, when the nearest are too long
 
 
 class Examples:
-    """The rows of a train split, to be found by what their calls say. Raises ConfigError without scikit-learn."""
+    """The rows of a train split, to be found by what their calls say."""
 
     def __init__(self, rows: Sequence[Row]) -> None:
-        text = need("sklearn.feature_extraction.text")
-        self._rows = [row for row in rows if _said(row).strip()]
-        self._vectors = text.TfidfVectorizer(analyzer="char_wb", ngram_range=_RUNS, sublinear_tf=True)
-        self._matrix: Any = self._vectors.fit_transform(map(_said, self._rows)) if self._rows else None
+        self._rows = rows
+        counted = [words_of(_said(row)) for row in rows]
+        having = Counter(word for words in counted for word in words)
+        self._rarity = {word: 1 + math.log(len(rows) / n) for word, n in having.items()}
+        found: dict[int, list[tuple[int, float]]] = defaultdict(list)
+        for n, words in enumerate(counted):
+            for word, weight in self._vector(words).items():
+                found[word].append((n, weight))
+        self._holders = {
+            word: (np.array([n for n, _ in at]), np.array([w for _, w in at])) for word, at in found.items()
+        }
 
     def nearest(self, row: Row, count: int) -> list[Row]:
         """At most `count` of the rows, the nearest last, as many as fit into `MOST_BYTES`."""
-        if not self._rows or count <= 0:
-            return []
-        cosines = (self._matrix @ self._vectors.transform([_said(row)]).T).toarray()[:, 0]
+        cosines = self._cosines(_said(row))
         found: list[Row] = []
         left = MOST_BYTES
-        for n in (-cosines).argsort(kind="stable")[: 4 * count]:
-            left -= (size := _size(self._rows[n]))
-            if left < 0:
-                left += size
-                continue
-            found.append(self._rows[n])
-            if len(found) == count:
-                break
+        for n in np.argsort(-cosines, kind="stable")[: _TRIED * count].tolist():
+            size = len(_said(self._rows[n]).encode()) + len(self._rows[n].completion.encode())
+            if size <= left and len(found) < count:
+                left -= size
+                found.append(self._rows[n])
         return found[::-1]
+
+    def _cosines(self, text: str) -> NDArray[np.float64]:
+        cosines = np.zeros(len(self._rows))
+        for word, weight in self._vector(words_of(text)).items():
+            rows, weights = self._holders[word]
+            cosines[rows] += weight * weights
+        return cosines
+
+    def _vector(self, words: Mapping[int, int]) -> dict[int, float]:
+        """TF-IDF weights of the known words, of unit length."""
+        weights = {w: (1 + math.log(n)) * self._rarity[w] for w, n in words.items() if w in self._rarity}
+        length = math.sqrt(sum(weight**2 for weight in weights.values())) or 1.0
+        return {word: weight / length for word, weight in weights.items()}
 
 
 def with_examples(body: Json, examples: Sequence[Row]) -> dict[str, Any]:
@@ -77,7 +97,3 @@ def _said(row: Row) -> str:
     if isinstance(row.prompt, str):
         return row.prompt
     return "".join(f"{m['role']}: {m['content']}\n" for m in row.prompt if m["role"] != "system")
-
-
-def _size(row: Row) -> int:
-    return len(_said(row).encode()) + len(row.completion.encode())

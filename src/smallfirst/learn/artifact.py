@@ -1,0 +1,22 @@
+"""What a stage hands over, written whole or not at all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from smallfirst.errors import DataError
+
+
+def write_json(value: Any, path: Path) -> Path:
+    """Writes `value` as JSON to `path`, its folder made first. Raises DataError when that cannot be (disk full)."""
+    draft = path.with_suffix(".tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft.write_bytes(msgspec.json.format(msgspec.json.encode(value), indent=1) + b"\n")
+        draft.replace(path)
+    except OSError as error:
+        raise DataError(f"{path} cannot be written: {error.strerror or error}.") from error
+    return path
