@@ -218,7 +218,7 @@ class Cascade:
             completion=completion,
             small=stage.small,
             verdict=verdict,
-            features={**found, **completion.facts} if completion else found,
+            features=found or (completion.facts if completion else {}),
             confidence=confidence,
             probability=route.probability if stage is route.stages[0] else None,
             cost_usd=priced,

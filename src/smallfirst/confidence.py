@@ -147,7 +147,7 @@ def features(
     found |= agreement.agreement(request, choice, [other.choices[0] for other in others if other.choices])
     if choice.logprobs:
         found |= _token_features(choice, decides=bool(tools))
-    return found
+    return found | dict(completion.facts)
 
 
 def request_features(request: Request) -> dict[str, float]:
