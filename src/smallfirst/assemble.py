@@ -21,6 +21,11 @@ from smallfirst.backends.llamacpp import EngineConfig, LlamaCppBackend
 from smallfirst.backends.openai import PRESETS, OpenAIBackend
 from smallfirst.backends.toolprompt import constraint_schema
 from smallfirst.cascade import Cascade
+from smallfirst.compress import guard
+from smallfirst.compress.base import Compressor, Lead
+from smallfirst.compress.compressor import CompressorBackend, Settings
+from smallfirst.compress.extract import Bm25, Extract
+from smallfirst.compress.summary import Summary
 from smallfirst.config import Config, ModelConfig, Policy
 from smallfirst.errors import ConfigError, ModelFileError
 from smallfirst.prices import Price, PriceList
@@ -42,6 +47,8 @@ class StagePricing:
         self._machine = dict[str, Price]()
         self._fixed = dict[str, Price]()
         self._list = PriceList()
+        self._pairs = {n: (m.predictor, config.models[m.predictor].model) for n, m in config.models.items() if m.predictor}
+        self._compressing = Price(machine_usd_per_hour=config.machine_usd_per_hour)
         for name, model in config.models.items():
             self.add(name, model)
 
@@ -55,6 +62,8 @@ class StagePricing:
 
     def cost(self, stage: Stage, usage: Usage) -> tuple[float | None, float | None]:
         """(local machine time priced, local free), in USD; None where the price is unknown."""
+        if stage.name in self._pairs:
+            return self._cost_of_pair(stage, usage)
         if (machine := self._machine.get(stage.name)) is not None:
             return machine.cost(usage), 0.0
         fixed = self._fixed.get(stage.name)
@@ -68,13 +77,27 @@ class StagePricing:
         A bound for text with `max_tokens`, since no token of a byte-level vocabulary is less than a byte. An estimate
         where the request leaves the answer's length open, and where it names content that is kept elsewhere.
         """
-        if stage.name in self._machine:
+        if self._pairs.get(stage.name, (stage.name,))[0] in self._machine:
             return 0.0
         sent = len(msgspec.json.encode(request.body))
         wanted = (request.sampling.max_tokens or DEFAULT_OUTPUT_TOKENS) * request.sampling.n
         fresh, _ = self.cost(stage, Usage(sent, wanted))
         written, _ = self.cost(stage, Usage(sent, wanted, cache_write_tokens=sent))
         return None if fresh is None or written is None else max(fresh, written)
+
+    def _cost_of_pair(self, stage: Stage, usage: Usage) -> tuple[float | None, float | None]:
+        """The predictor's cost, and the compressor's machine time where that is not in it."""
+        predictor, model = self._pairs[stage.name]
+        asked = model if stage.model == stage.name else stage.model
+        priced, free = self.cost(dataclasses.replace(stage, name=predictor, model=asked), usage)
+        own = self._compressing.cost(usage) or 0.0
+        return (priced if priced is None or predictor in self._machine else priced + own), free
+
+    def cached_share(self, stage: Stage) -> float:
+        """What a cached input token costs, as a share of a fresh one's price; 1 where that is not known."""
+        fresh, _ = self.cost(stage, Usage(1_000_000))
+        cached, _ = self.cost(stage, Usage(1_000_000, cached_input_tokens=1_000_000))
+        return cached / fresh if fresh and cached is not None else 1.0
 
     def known(self, model: str) -> bool:
         """Whether the price list knows a model of this name."""
@@ -194,11 +217,14 @@ async def assemble(config: Config, env: Mapping[str, str] | None = None) -> Asyn
         stack.push_async_callback(store.close)
         candidates = {}
         for name, model in config.models.items():
+            if model.backend == "compressor":
+                continue
             backend = build_backend(name, model, env)
             await backend.start()
             stack.push_async_callback(backend.close)
             candidates[name] = _candidate(name, model, backend)
         pricing = StagePricing(config)
+        candidates = _with_pairs(config, candidates, pricing)
         policies = {"": config.cascade, **config.tasks}
         cascades = {task: _cascade(policy, pricing) for task, policy in policies.items()}
         versions = Versions(config, env, candidates, pricing)
@@ -284,6 +310,37 @@ def _candidate(name: str, model: ModelConfig, backend: Backend) -> Candidate:
         timeout_s=model.timeout_s,
     )
     return Candidate(stage, model.models)
+
+
+def _with_pairs(
+    config: Config, candidates: Mapping[str, Candidate], pricing: StagePricing
+) -> dict[str, Candidate]:
+    """All models in the order of the configuration, compressors before their predictors among them."""
+    pairs = {n: _pair(n, m, candidates, pricing) for n, m in config.models.items() if m.backend == "compressor"}
+    return {name: pairs[name] if name in pairs else candidates[name] for name in config.models}
+
+
+def _pair(name: str, model: ModelConfig, candidates: Mapping[str, Candidate], pricing: StagePricing) -> Candidate:
+    predictor = candidates[model.predictor].stage
+    settings = Settings(model.keep, model.budget, model.least, pricing.cached_share(predictor))
+    checked = guard.load(Path(model.guard).expanduser(), model.coverage) if model.guard else guard.Guard(model.coverage)
+    backend = CompressorBackend(
+        name, predictor.backend, _compressor(model, candidates), settings, checked, model=predictor.model
+    )
+    stage = dataclasses.replace(
+        predictor, name=name, backend=backend, model=name, small=model.is_small, timeout_s=model.timeout_s
+    )
+    return Candidate(stage, model.models)
+
+
+def _compressor(model: ModelConfig, candidates: Mapping[str, Candidate]) -> Compressor:
+    if model.mode == "summary":
+        asked = candidates[model.compressor].stage
+        return Summary(asked.backend, asked.model, sentences=model.sentences, timeout_s=asked.timeout_s)
+    return _SELECTING[model.mode]
+
+
+_SELECTING: Mapping[str, Compressor] = {"extract": Extract(), "bm25": Bm25(), "lead": Lead()}
 
 
 def _cascade(policy: Policy, pricing: StagePricing) -> Cascade:

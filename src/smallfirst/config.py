@@ -63,9 +63,14 @@ class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     `model` is the name asked of a server; `models` are patterns (`gpt-*`) of names that clients may use and that are
     handed on as they are. For the embedded engine, `weights` is a name of `smallfirst models list` or a path of a GGUF
     file. 0 for threads and slots means: choose by the machine.
+
+    A compressor shortens long texts, then asks `predictor`. Texts of at least `least` tokens are shortened, those that
+    came together to the share `keep` of them and at most `budget` tokens (0: any); by `mode`, of which "summary" asks
+    the model `compressor` for notes (of at most so many `sentences` on a chunk; 0: any). Where less than `coverage` of
+    the question's words would be kept, or `guard`, a file of `smallfirst guard`, advises against it, all is sent.
     """
 
-    backend: Literal["llamacpp", "openai", "anthropic", "fake"]
+    backend: Literal["llamacpp", "openai", "anthropic", "fake", "compressor"]
     model: str = ""
     models: tuple[str, ...] = ()
     # a server
@@ -84,14 +89,24 @@ class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     slots: Count = 0
     context: Count = 0
     machine_usd_per_hour: Amount | None = None
-    # both; `small` by default: is it embedded?
+    # a compressor before another model (docs/compression.md)
+    predictor: str = ""
+    mode: Literal["extract", "bm25", "lead", "summary"] = "extract"
+    compressor: str = ""
+    keep: Annotated[float, Meta(gt=0, le=1)] = 0.2
+    budget: Count = 0
+    sentences: Count = 0
+    least: Annotated[int, Meta(ge=1)] = 400
+    coverage: Share = 0.5
+    guard: str = ""
+    # all; `small` by default: is it embedded, or a compressor?
     small: bool | None = None
     timeout_s: Duration = 120
 
     @property
     def is_small(self) -> bool:
         """Whether its answers are checked and escalated, or final."""
-        return self.backend == "llamacpp" if self.small is None else self.small
+        return self.backend in {"llamacpp", "compressor"} if self.small is None else self.small
 
 
 class ValidatorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -288,8 +303,25 @@ def _check(config: Config, source: str) -> None:
             raise ConfigError(f"{source}: {where}.repairs is {policy.repairs}; allowed are 0 to 5.")
     for name, model in config.models.items():
         _check_model(f"{source}: models.{name}", model)
+        _check_pair(f"{source}: models.{name}", model, config.models)
     if not 0 <= config.server.port <= 65535:
         raise ConfigError(f"{source}: server.port is {config.server.port}; allowed are 0 to 65535.")
+
+
+def _check_pair(where: str, model: ModelConfig, models: Mapping[str, ModelConfig]) -> None:
+    """The models that a compressor asks: they exist, and shorten nothing themselves."""
+    if model.backend != "compressor":
+        return
+    asked = {"predictor": model.predictor}
+    if model.mode == "summary":
+        asked["compressor"] = model.compressor
+    elif model.compressor or model.sentences:
+        hint = 'Write mode = "summary", or leave `compressor` and `sentences` out.'
+        raise ConfigError(f"{where} has mode {model.mode!r}, which asks no model for notes.", hint=hint)
+    allowed = [name for name, each in models.items() if each.backend != "compressor"]
+    for key, name in asked.items():
+        if name not in allowed:
+            raise ConfigError(f"{where}.{key} is {name!r}.", hint=f"Allowed is one of: {', '.join(allowed)}.")
 
 
 def _check_model(where: str, model: ModelConfig) -> None:
