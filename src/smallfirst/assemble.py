@@ -47,7 +47,8 @@ class StagePricing:
         self._machine = dict[str, Price]()
         self._fixed = dict[str, Price]()
         self._list = PriceList()
-        self._pairs = {n: (m.predictor, config.models[m.predictor].model) for n, m in config.models.items() if m.predictor}
+        pairs = {name: m.predictor for name, m in config.models.items() if m.predictor}
+        self._pairs = {name: (predictor, config.models[predictor].model) for name, predictor in pairs.items()}
         self._compressing = Price(machine_usd_per_hour=config.machine_usd_per_hour)
         for name, model in config.models.items():
             self.add(name, model)
@@ -312,9 +313,7 @@ def _candidate(name: str, model: ModelConfig, backend: Backend) -> Candidate:
     return Candidate(stage, model.models)
 
 
-def _with_pairs(
-    config: Config, candidates: Mapping[str, Candidate], pricing: StagePricing
-) -> dict[str, Candidate]:
+def _with_pairs(config: Config, candidates: Mapping[str, Candidate], pricing: StagePricing) -> dict[str, Candidate]:
     """All models in the order of the configuration, compressors before their predictors among them."""
     pairs = {n: _pair(n, m, candidates, pricing) for n, m in config.models.items() if m.backend == "compressor"}
     return {name: pairs[name] if name in pairs else candidates[name] for name in config.models}
