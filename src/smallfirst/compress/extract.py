@@ -19,7 +19,7 @@ import re
 import time
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal
 
@@ -294,15 +294,22 @@ class Extract:
 
     async def compress(self, context: str, question: str, budget: int, *, seed: int = 0) -> Compressed:
         del seed
+        return self.together([context], question, budget)[0]
+
+    def together(self, contexts: Sequence[str], question: str, budget: int) -> list[Compressed]:
+        """All contexts shortened to `budget` tokens together, as the question needs them; each has the facts of all."""
         begin = time.perf_counter()
-        tokens = self.count(context)
-        if tokens <= budget:
-            return Compressed(context, tokens, tokens)
-        found = select([context], question, budget, self.count)
-        text = found.texts[0]
-        if (left := self.count(text)) >= tokens:
-            text, left = context, tokens
-        return Compressed(text, tokens, left, seconds=time.perf_counter() - begin, facts=found.facts)
+        sizes = [self.count(context) for context in contexts]
+        if sum(sizes) <= budget:
+            return [Compressed(context, size, size) for context, size in zip(contexts, sizes, strict=True)]
+        found = select(contexts, question, budget, self.count)
+        made = []
+        for context, size, text in zip(contexts, sizes, found.texts, strict=True):
+            left = self.count(text)
+            kept = (text, left) if left < size else (context, size)
+            made.append(Compressed(kept[0], size, kept[1], facts=found.facts))
+        seconds = (time.perf_counter() - begin) / len(contexts)
+        return [replace(each, seconds=seconds) for each in made]
 
 
 @dataclass(frozen=True, slots=True)
