@@ -6,10 +6,11 @@ import asyncio
 import hashlib
 import io
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import helpdesk
 
@@ -17,25 +18,35 @@ from smallfirst.assemble import Assembly, StagePricing
 from smallfirst.backends.fake import FakeBackend, Script
 from smallfirst.backends.toolprompt import constraint_schema
 from smallfirst.cascade import Cascade
-from smallfirst.config import Config, parse
+from smallfirst.config import ModelConfig, parse
 from smallfirst.learn import card
 from smallfirst.learn.card import Folder
 from smallfirst.learn.dataset import Settings, build
 from smallfirst.learn.scrub import decode
 from smallfirst.learn.scrubbed import write
 from smallfirst.learn.usable import choice_of
+from smallfirst.registry import Version
 from smallfirst.router import Candidate
 from smallfirst.store import Store, open_store
-from smallfirst.types import Capabilities, Choice, Completion, Request, Stage, TokenLogprob, ToolCall, Usage, Verdict
+from smallfirst.types import (
+    Capabilities,
+    Choice,
+    Completion,
+    Record,
+    Request,
+    Stage,
+    TokenLogprob,
+    ToolCall,
+    Usage,
+    Verdict,
+)
 from smallfirst.validators import validate
 
 CAPABILITIES = Capabilities(native=frozenset({"chat"}), top_logprobs=20, constraint=True)
 CONFIG = """
-[models.desk]
+[models.small]
 backend = "llamacpp"
 weights = "none.gguf"
-adapters = { desk = "none.gguf" }
-adapter = "desk"
 [cascade]
 repairs = 0
 """
@@ -44,12 +55,17 @@ repairs = 0
 async def desk(folder: Path, count: int = 400, **settings: float) -> tuple[Store, Folder]:
     """The help desk's records in a store, and the dataset of them."""
     store = await open_store(f"sqlite:///{folder}/calls.db")
-    await asyncio.gather(*(store.append(record) for record in helpdesk.records(count)))
+    await asyncio.gather(*(store.append(_priced(record)) for record in helpdesk.records(count)))
     lines = io.BytesIO()
     await write(store, lines)
     records = [decode(line) for line in lines.getvalue().splitlines()]
     card.save(build("desk", records, Settings(**settings)), folder / "data", source="test", scrubbing={})
     return store, card.load(folder / "data")
+
+
+def _priced(record: Record) -> Record:
+    [attempt] = record.attempts
+    return replace(record, attempts=(replace(attempt, cost_usd=0.01, cost_usd_local_free=0.01, seconds=2.0),))
 
 
 def expert(data: Folder, skill: float, *, seconds: float = 0.5) -> Script:
@@ -67,7 +83,9 @@ def expert(data: Folder, skill: float, *, seconds: float = 0.5) -> Script:
         wide = draw * 997 % 1
         low = 0.02 * wide if right else 0.5 + wide
         raw = f'{{"name": "{made.name}", "arguments": {made.arguments}}}'
-        tokens = [TokenLogprob(raw[n : n + 4], -low, ((raw[n : n + 4], -low), ("x", -3.0))) for n in range(0, len(raw), 4)]
+        tokens = [
+            TokenLogprob(raw[n : n + 4], -low, ((raw[n : n + 4], -low), ("x", -3.0))) for n in range(0, len(raw), 4)
+        ]
         choice = Choice(tool_calls=(made,), finish_reason="tool_calls", logprobs=tuple(tokens))
         return Completion((choice,), Usage(200, 20, busy_seconds=seconds), "tiny")
 
@@ -84,29 +102,43 @@ def by_adapter(with_adapter: Script, without: Script) -> Script:
     return lambda request: (with_adapter if request.adapter else without)(request)
 
 
-@asynccontextmanager
-async def assembly(store: Store, scripts: dict[str, Script], text: str = CONFIG) -> AsyncIterator[Assembly]:
-    """An assembly of models that answer by script; `desk` is small and has an adapter."""
-    config = parse(text, {})
-    stages = [
-        Stage(
-            name,
-            FakeBackend(name, script, CAPABILITIES),
-            name,
-            small=name != "large",
-            adapter="desk" if name == "desk" else None,
+def version(data: Folder, **more: Any) -> Version:
+    """A version of the help desk's model with an adapter that was trained on `data`."""
+    given = {"task": "desk", "adapter": "a.gguf", "adapter_sha256": "a", "base_sha256": "b", "parents": (data.sha256,)}
+    return Version("desk@1", created_at=0.0, model={"backend": "llamacpp", "weights": "tiny"}, **{**given, **more})
+
+
+@dataclass
+class Loaded:
+    """Stands in for `assemble.Versions`: each version answers by the script."""
+
+    script: Script
+    pricing: StagePricing
+
+    async def load(self, wanted: Version) -> Candidate:
+        backend = FakeBackend("engine", self.script, CAPABILITIES)
+        await backend.start()
+        self.pricing.add(wanted.id, ModelConfig(backend="llamacpp", weights="tiny"))
+        return Candidate(
+            Stage(wanted.id, backend, wanted.id, small=True, adapter=wanted.id if wanted.adapter else None)
         )
-        for name, script in scripts.items()
-    ]
-    for stage in stages:
-        await stage.backend.start()
-    yield _assembly(config, stages, store)
 
 
-def _assembly(config: Config, stages: list[Stage], store: Store) -> Assembly:
+@asynccontextmanager
+async def assembly(
+    store: Store, small: Script, large: Script | None = None, text: str = CONFIG
+) -> AsyncIterator[Assembly]:
+    """An assembly whose versions and model `small` answer by a script, and `large` by another if there is one."""
+    config = parse(text, {})
     pricing = StagePricing(config)
+    scripts = {"small": small} | ({} if large is None else {"large": large})
+    candidates = {}
+    for name, script in scripts.items():
+        backend = FakeBackend(name, script, CAPABILITIES)
+        await backend.start()
+        candidates[name] = Candidate(Stage(name, backend, name, small=name == "small"))
     cascade = Cascade(_check, constraint_schema, pricing, time.monotonic)
-    return Assembly(config, {s.name: Candidate(s) for s in stages}, {"": cascade}, pricing, store)
+    yield Assembly(config, candidates, {"": cascade}, pricing, store, Loaded(small, pricing))  # type: ignore[arg-type]
 
 
 def _check(request: Request, completion: Completion) -> Verdict:

@@ -13,17 +13,15 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import msgspec
 
 from smallfirst.acceptance import Acceptance
 from smallfirst.assemble import Assembly
-from smallfirst.backends.specialist import Manifest, read_manifest
 from smallfirst.budget import Allowance
 from smallfirst.cascade import Cascade, Outcome
 from smallfirst.confidence import request_features
-from smallfirst.config import Config, ModelConfig, Policy
+from smallfirst.config import Policy
 from smallfirst.errors import ConfigError, DataError, SmallfirstError
 from smallfirst.labels import Kind, Label
 from smallfirst.learn import calibrate, usable
@@ -34,6 +32,7 @@ from smallfirst.learn.energy import Meter
 from smallfirst.learn.evaluation import ARMS, Arm, Evaluation, Settings, result_of
 from smallfirst.learn.examples import Examples
 from smallfirst.learn.past import RECORDED, Clock, Past, PastModel, PastPricing, answers_of
+from smallfirst.registry import Version
 from smallfirst.router import Candidate, promising, route, without_small
 from smallfirst.types import Attempt, Mode, Request, Route, Stage, total_usd
 
@@ -48,21 +47,22 @@ _USUAL = Settings()
 async def evaluate(
     assembly: Assembly,
     data: Folder,
-    small: str,
+    version: Version,
     *,
     large: str | None = None,
     settings: Settings = _USUAL,
     progress: Progress = lambda *_: None,
 ) -> Evaluation:
-    """Evaluate the model `small` of the assembly, its adapter in B3 and B4, on the dataset `data`.
+    """Evaluate a version of the task's small model on the dataset `data`, in B1 and B2 without its adapter.
 
     `large` names the assembly's large model; None: what its store holds of the large model's answers to these calls.
     B1 and B2 may write at most as many tokens as the longest right answer of the dataset has bytes. Where no answer of
     a large model is recorded, B0 and B4 are left out; calls that lack one are, if others have one; the notes tell.
-    Raises DataError for a dataset without test calls, ConfigError for arms that cannot be run.
+    Raises DataError for a dataset without test calls, ConfigError for one of another task or names that do not exist,
+    ModelFileError when the version cannot be served.
     """
     began = time.time()
-    bench = await _bench(assembly, data, small, large, settings)
+    bench = await _bench(assembly, data, version, large, settings)
     counted = _Counted(progress, len(bench.test) * len(bench.arms) + len(bench.calibration))
     decided: calibrate.Result | None = None
     if "B4" in bench.arms:
@@ -82,7 +82,7 @@ async def evaluate(
         results.append(result_of(arm, bench.model(arm), calls, base, settings, meter.joules()))
     return Evaluation(
         task=data.card.task,
-        small=small,
+        small=version.id,
         arms=tuple(results),
         acceptance=acceptance,
         refused=decided.refused if decided else "",
@@ -92,31 +92,16 @@ async def evaluate(
         notes=bench.notes,
         settings=settings,
         configuration={"policy": msgspec.to_builtins(bench.policy), "config": assembly.config.hash},
-        parents=parents(assembly, data, small),
+        parents=_parents(data, version),
         made_at=began,
         seconds=time.time() - began,
     )
 
 
-def with_specialist(config: Config, name: str, weights: str, adapter: Path | None) -> Config:
-    """`config` with a model `name`: the base `weights`, and its adapter where there is one."""
-    own = {} if adapter is None else {name: str(adapter)}
-    made = ModelConfig(backend="llamacpp", weights=weights, adapters=own, adapter=name if own else "", slots=1)
-    return msgspec.structs.replace(config, models={**config.models, name: made})
-
-
-def manifest_of(config: Config, small: str) -> Manifest | None:
-    """The manifest of the adapter that the model `small` is asked with; None without one."""
-    model = config.models.get(small)
-    path = None if model is None else model.adapters.get(model.adapter)
-    return None if path is None else read_manifest(Path(path).expanduser())
-
-
-def parents(assembly: Assembly, data: Folder, small: str) -> dict[str, str]:
+def _parents(data: Folder, version: Version) -> dict[str, str]:
     """sha256 of the dataset's card, the adapter and its base model, as far as there are such."""
-    found = {"dataset": data.sha256}
-    manifest = manifest_of(assembly.config, small)
-    return found if manifest is None else {**found, "adapter": manifest.sha256, "base": manifest.base_sha256}
+    sums = {"dataset": data.sha256, "adapter": version.adapter_sha256, "base": version.base_sha256}
+    return {name: found for name, found in sums.items() if found}
 
 
 class _Counted:
@@ -133,10 +118,12 @@ class _Counted:
         self._progress(what, self._done, self._total)
 
 
-async def _bench(assembly: Assembly, data: Folder, small: str, large: str | None, settings: Settings) -> _Bench:
+async def _bench(assembly: Assembly, data: Folder, version: Version, large: str | None, settings: Settings) -> _Bench:
     """The parts, with what can be run of what is wanted."""
-    _check(assembly, data, small, large, settings)
-    notes, arms = _lineage(assembly, data, small), tuple(arm for arm in ARMS if arm in settings.arms)
+    _check(assembly, data, version, large, settings)
+    notes, arms = list[str](), tuple(arm for arm in ARMS if arm in settings.arms)
+    if version.adapter and data.sha256 not in version.parents:
+        notes.append("The adapter was trained on another dataset: it may have seen calls of this test split.")
     test, calibration = data.splits["test"][-settings.limit :], data.splits["calibration"][-settings.labels :]
     past = await answers_of(assembly.store, [*test, *calibration])
     clock = Clock()
@@ -161,7 +148,8 @@ async def _bench(assembly: Assembly, data: Folder, small: str, large: str | None
         arms=arms,
         test=test,
         calibration=calibration,
-        small=assembly.candidates[small].stage,
+        small=(await assembly.versions.load(version)).stage,
+        base=version.base,
         large=stage,
         others=tuple(assembly.candidates[name].stage for name in policy.others),
         policy=policy,
@@ -174,48 +162,32 @@ async def _bench(assembly: Assembly, data: Folder, small: str, large: str | None
     )
 
 
-def _check(assembly: Assembly, data: Folder, small: str, large: str | None, settings: Settings) -> None:
-    if not data.splits["test"]:
-        raise DataError(
-            f"The dataset of the task {data.card.task!r} has no test calls.", hint="Make it again from more calls."
-        )
-    for name in filter(None, (small, large)):
-        if name not in assembly.candidates:
-            raise ConfigError(f"There is no model {name!r}.", hint=f"Configured: {', '.join(assembly.candidates)}.")
-    if unknown := [arm for arm in settings.arms if arm not in ARMS]:
-        raise ConfigError(f"Unknown arms: {', '.join(unknown)}.", hint=f"Allowed: {', '.join(ARMS)}.")
-    special = [arm for arm in settings.arms if arm in ("B3", "B4")]
-    if special and assembly.candidates[small].stage.adapter is None:
+def _check(assembly: Assembly, data: Folder, version: Version, large: str | None, settings: Settings) -> None:
+    task = data.card.task
+    if other := {version.task, str(version.recipe.get("task", task))} - {task}:
         raise ConfigError(
-            f"The model {small!r} has no adapter for {' and '.join(special)}.",
-            hint="Train one with `smallfirst train`, or leave these arms out.",
-        )
-
-
-def _lineage(assembly: Assembly, data: Folder, small: str) -> list[str]:
-    """What the adapter's manifest says against evaluating it on this dataset. Raises ConfigError for another task's."""
-    manifest = manifest_of(assembly.config, small)
-    trained_for = None if manifest is None else manifest.recipe.get("task")
-    if trained_for not in (None, data.card.task):
-        raise ConfigError(
-            f"The adapter was trained for the task {trained_for!r}; the dataset is of {data.card.task!r}.",
+            f"{version.id} was made for the task {other.pop()!r}; the dataset is of {task!r}.",
             hint="Name the adapter and the dataset of one task.",
         )
-    if manifest is None or data.sha256 in manifest.parents:
-        return []
-    return ["The adapter was trained on another dataset: it may have seen calls of this test split."]
+    if not data.splits["test"]:
+        raise DataError(f"The dataset of the task {task!r} has no test calls.", hint="Make it again from more calls.")
+    if large is not None and large not in assembly.candidates:
+        raise ConfigError(f"There is no model {large!r}.", hint=f"Configured: {', '.join(assembly.candidates)}.")
+    if unknown := [arm for arm in settings.arms if arm not in ARMS]:
+        raise ConfigError(f"Unknown arms: {', '.join(unknown)}.", hint=f"Allowed: {', '.join(ARMS)}.")
 
 
 @dataclass(frozen=True, slots=True)
 class _Bench:
-    """What is asked and what answers. `past` are the recorded answers of the large model, `shown` is the number of
-    examples in B2."""
+    """What is asked and what answers. `small` is the version's stage, `base` the name of what its adapter is on; `past`
+    are the recorded answers of the large model, `shown` is the number of examples in B2."""
 
     task: str
     arms: tuple[Arm, ...]
     test: Sequence[Row]
     calibration: Sequence[Row]
     small: Stage
+    base: str
     large: Stage
     others: tuple[Stage, ...]
     policy: Policy
@@ -229,7 +201,7 @@ class _Bench:
     def model(self, arm: Arm) -> str:
         """What the arm's answers are by."""
         names = {"B0": self.large.model, "B3": self.small.name, "B4": f"{self.small.name}, {self.large.model}"}
-        return names.get(arm, self.small.model)
+        return names.get(arm, self.base)
 
     async def ask(self, arm: Arm, row: Row, acceptance: Acceptance | None) -> tuple[Asked, Outcome | None]:
         """The row's call, answered as the arm would."""

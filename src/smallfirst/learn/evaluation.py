@@ -99,7 +99,7 @@ class ArmResult:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """What was found. `small` is the stage evaluated, a version's id where it is one.
+    """What was found. `small` is the id of the version evaluated, which names its stage.
 
     `acceptance` is the calibration that B4 ran with, None where there was none; `refused` says why nothing is accepted,
     `needed` how many more labels that would take by estimate. `judged` are the specialist's test answers: confidence,

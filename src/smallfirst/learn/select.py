@@ -332,8 +332,8 @@ def _why(
             else f", at {chosen.cps.value / large.value:.1%} of its cost"
         )
         return (
-            f"{_name(chosen)} is right on {_share(chosen)} calls, the large model on {right} of {n}: worse by less than "
-            f"{points} (p = {chosen.p:.2g}){cost}."
+            f"{_name(chosen)} is right on {_share(chosen)} calls, the large model on {right} of {n}: worse by less "
+            f"than {points} (p = {chosen.p:.2g}){cost}."
         )
     if not calls:
         return "Stay with the large model: its answers are not recorded, or are free texts that cannot be compared."
