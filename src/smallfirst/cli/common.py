@@ -38,11 +38,7 @@ SinceOption = Annotated[str | None, typer.Option("--since", help="Only calls of 
 
 def with_store(config: Path | None, work: Callable[[Store], Awaitable[None]], url: str | None = None) -> None:
     """Run `work` with the configured store open, or the one at `url`."""
-    settings = load(config, os.environ)
-    if url is not None:
-        if "://" not in url and not Path(url).is_file():
-            raise ConfigError(f"There is no store at {url!r}.", hint="Give an SQLite file or a database URL.")
-        settings = with_store_url(settings, url if "://" in url else f"sqlite:///{url}")
+    settings = configured(config, url)
 
     async def run() -> None:
         store = await open_configured_store(settings, os.environ)
@@ -52,6 +48,16 @@ def with_store(config: Path | None, work: Callable[[Store], Awaitable[None]], ur
             await store.close()
 
     asyncio.run(run())
+
+
+def configured(config: Path | None, url: str | None = None) -> Config:
+    """The configuration in the file `config`, with its records at `url` where that is given."""
+    settings = load(config, os.environ)
+    if url is None:
+        return settings
+    if "://" not in url and not Path(url).is_file():
+        raise ConfigError(f"There is no store at {url!r}.", hint="Give an SQLite file or a database URL.")
+    return with_store_url(settings, url if "://" in url else f"sqlite:///{url}")
 
 
 def with_store_url(config: Config, url: str) -> Config:

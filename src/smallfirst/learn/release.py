@@ -44,8 +44,7 @@ async def register(
     changes no version. The same files again are the same version; its evaluation is replaced.
     Raises ModelFileError for an adapter that is missing, damaged or of another base, and when it cannot be copied.
     """
-    model = ModelConfig(backend="llamacpp", weights=base) if isinstance(base, str) else base
-    version = await asyncio.to_thread(_version, task, adapter, model, evaluation)
+    version = await asyncio.to_thread(version_of, task, adapter, base, evaluation)
     return await store.save_version(version)
 
 
@@ -119,7 +118,9 @@ async def rules_for(store: Store, task: str, incumbent: str) -> Rules:
     )
 
 
-def _version(task: str, adapter: Path | None, model: ModelConfig, evaluation: Json | None) -> Version:
+def version_of(task: str, adapter: Path | None, base: str | ModelConfig, evaluation: Json | None = None) -> Version:
+    """The version that `register` keeps; errors as there. Reads the files through."""
+    model = ModelConfig(backend="llamacpp", weights=base) if isinstance(base, str) else base
     weights = models.file_sha256(models.locate(model.weights)) if model.backend == "llamacpp" else ""
     manifest = None if adapter is None else _checked(adapter, weights)
     bare = ModelConfig(backend=model.backend)
