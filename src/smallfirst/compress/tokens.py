@@ -21,6 +21,7 @@ from smallfirst.compress.base import ModelShape
 from smallfirst.errors import BackendGarbage, BackendUnavailable, ConfigError, ModelFileError, UpstreamError
 
 _TIMEOUT_S = 300.0
+_EVERY = 1 << 20  # more alternatives than any vocabulary has
 _BATCH = 16  # sequences that transformers evaluates at once
 
 
@@ -104,7 +105,9 @@ class _Served:
             raise BackendGarbage(f"{url} sent what is not JSON: {error}.") from error
 
     async def _open(self) -> None:
-        self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=_TIMEOUT_S))
+        # A connection each: the engine closes idle ones at a moment when the next request may be on its way.
+        connector = aiohttp.TCPConnector(force_close=True)
+        self._session = aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=_TIMEOUT_S))
 
     async def close(self) -> None:
         if self._session is not None:
@@ -135,7 +138,8 @@ class EngineModel(_Served):
         await self._engine.start()
         await self._open()
         with_begin = await self._post("/tokenize", {"content": "a", "add_special": True})
-        self.begin = with_begin["tokens"][: -len(await self.tokenize("a", special=False))]
+        self._plain = await self.tokenize("a", special=False)
+        self.begin = with_begin["tokens"][: -len(self._plain)]
 
     async def close(self) -> None:
         await super().close()
@@ -151,19 +155,33 @@ class EngineModel(_Served):
 
     async def _forced(self, prompt: list[int], tokens: Sequence[int]) -> float:
         """The summed log-probability of `tokens` after `prompt`. The engine keeps what it read for the next prompt."""
+        told = await self._held(prompt, tokens, 1)
+        if [token["id"] for token in told] == list(tokens):
+            return float(sum(token["logprob"] for token in told))
+        # It tells nothing of a token that ends inside a character, but of all alternatives to a plain one.
+        return sum([await self._among(prompt + list(tokens[:i]), token) for i, token in enumerate(tokens)])
+
+    async def _among(self, prompt: list[int], token: int) -> float:
+        """The log-probability of one token after `prompt`, out of those of the whole vocabulary."""
+        (told,) = await self._held(prompt, self._plain, _EVERY)
+        logprob = next((each["logprob"] for each in told["top_logprobs"] if each["id"] == token), None)
+        if logprob is None:
+            raise BackendGarbage(f"The engine did not tell of token {token}.")
+        return float(logprob)
+
+    async def _held(self, prompt: list[int], tokens: Sequence[int], top: int) -> list[Any]:
+        """What the engine tells of each token of an answer that is held to be `tokens`, with `top` alternatives."""
         body = {
             "prompt": prompt,
             "n_predict": len(tokens),
-            "n_probs": 1,
+            "n_probs": top,
             "temperature": 0.0,
             "cache_prompt": True,
             "grammar": "%llguidance {}\nstart: " + " ".join(f"<[{token}]>" for token in tokens),
         }
         answer = await self._post("/completion", body)
-        told = answer["completion_probabilities"]
-        if [token["id"] for token in told] != list(tokens):
-            raise BackendGarbage("The engine did not generate the tokens that it was held to.")
-        return float(sum(token["logprob"] for token in told))
+        told: list[Any] = answer["completion_probabilities"]
+        return told
 
     async def _post(self, path: str, body: Mapping[str, Any]) -> Any:
         await self._engine.ready()
