@@ -6,14 +6,23 @@ import asyncio
 import os
 import sys
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
 from smallfirst import models
 from smallfirst.assemble import open_configured_store
@@ -66,14 +75,17 @@ def with_store_url(config: Config, url: str) -> Config:
 
 
 def parse_since(text: str | None) -> float | None:
-    """ "30m", "12h", "7d" -> seconds since the epoch. Raises ConfigError for anything else."""
-    if text is None:
-        return None
+    """ "30m", "12h", "7d" -> seconds since the epoch, that long ago. Raises ConfigError for anything else."""
+    return None if text is None else time.time() - parse_duration("--since", text)
+
+
+def parse_duration(option: str, text: str) -> float:
+    """ "30m", "12h", "7d" -> seconds. Raises ConfigError for anything else."""
     units = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
     number, unit = text[:-1], text[-1:]
     if unit not in units or not number.replace(".", "", 1).isdigit():
-        raise ConfigError(f"--since is {text!r}.", hint="Give a number and one of s m h d w, as in 12h.")
-    return time.time() - float(number) * units[unit]
+        raise ConfigError(f"{option} is {text!r}.", hint="Give a number and one of s m h d w, as in 12h.")
+    return float(number) * units[unit]
 
 
 def tell(text: str, facts: Mapping[str, Any], *, as_json: bool) -> None:
@@ -87,6 +99,15 @@ def tell(text: str, facts: Mapping[str, Any], *, as_json: bool) -> None:
 def print_json(value: Any) -> None:
     """Write `value` as indented JSON to standard output."""
     sys.stdout.buffer.write(msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")
+
+
+@contextmanager
+def calls_progress() -> Iterator[Callable[[str, int, int], None]]:
+    """A bar of calls with the time left; what it yields takes what is asked, calls done and calls in all."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=err, transient=True) as bar:
+        shown = bar.add_task("", total=None)
+        yield lambda what, done, total: bar.update(shown, description=escape(what), completed=done, total=total)
 
 
 def pull_weights(config: Config) -> None:
