@@ -15,6 +15,7 @@ import msgspec
 
 from smallfirst.errors import StoreError
 from smallfirst.recurring import derived
+from smallfirst.store import rollups
 from smallfirst.store.crypto import Hasher, Sealer
 from smallfirst.store.database import Connection, Row, insert
 from smallfirst.types import Attempt, Completion, Feedback, Json, Record, Request, Trial, Usage, Verdict, Violation
@@ -78,6 +79,9 @@ class Payload(msgspec.Struct, omit_defaults=True):
         return [h for hs in self.split.values() for h in hs] + [*self.whole.values(), *(self.messages or ())]
 
 
+_DECISION, _COST = (ATTEMPT_COLUMNS.split(", ").index(name) for name in ("decision", "cost_usd"))
+_of_record = rollups.picker(rollups.RECORD, RECORD_COLUMNS)
+_of_attempt = rollups.picker(rollups.ATTEMPT, ATTEMPT_COLUMNS)
 _decode_payload = msgspec.json.Decoder(Payload).decode
 # Log-probabilities are many numbers, some of them infinite: MessagePack holds them and is quick.
 _encode_attempt = msgspec.msgpack.Encoder().encode
@@ -86,12 +90,14 @@ _decode_attempt = msgspec.msgpack.Decoder(tuple[Completion | None, tuple[Violati
 
 @dataclass(frozen=True, slots=True)
 class RecordRows:
-    """A record ready for the database. `contents` maps a hash to its row; `hour` is the record's own."""
+    """A record ready for the database. `contents` maps a hash to its row; `hour` is the record's own, `fact` what the
+    record adds to the sums."""
 
     record: Row
     attempts: Sequence[Row]
     contents: Mapping[bytes, Row]
     hour: int
+    fact: Row
 
 
 def hour_of(created_at: float) -> int:
@@ -144,7 +150,8 @@ class Codec:
             *_trial(record.trial),
         )
         attempts = [self.attempt(record.id, n, a, capture=capture) for n, a in enumerate(record.attempts)]
-        return RecordRows(row, attempts, contents, hour)
+        fact = rollups.fact(_of_record(row), [_of_attempt(attempt) for attempt in attempts])
+        return RecordRows(row, attempts, contents, hour, fact.row)
 
     def attempt(self, record_id: str, n: int, attempt: Attempt, *, capture: bool) -> Row:
         """The row of one attempt. Upstream's own answer (`native`) is not kept: the completion says the same."""
@@ -326,8 +333,29 @@ def insert_records(connection: Connection, group: Sequence[RecordRows]) -> None:
         [contents[digest] for digest in sorted(contents)],
         conflict="(hash) DO UPDATE SET last_hour = excluded.last_hour WHERE contents.last_hour < excluded.last_hour",
     )
+    for rows in {rows.record[0]: rows for rows in group}.values():
+        rollups.insert_fact(connection, rows.record[0], rows.fact)
     insert(connection, f"records ({RECORD_COLUMNS})", [rows.record for rows in group], conflict="DO NOTHING")
     insert_attempts(connection, [row for rows in group for row in rows.attempts])
+
+
+def insert_later(
+    connection: Connection, *, record_id: str, attempts: Sequence[Row] = (), feedback: Sequence[Row] = ()
+) -> bool:
+    """Write what came after the answer; False when the record is not there."""
+    place = connection.query("SELECT created_at, task, key_id FROM records WHERE id = ?", (record_id,))
+    if not place:
+        return False
+    decisions = [attempt[_DECISION] for attempt in attempts]
+    if decisions[:1] == ["shadow"] and "audit" not in decisions:
+        usd = sum(attempt[_COST] or 0.0 for attempt in attempts)
+        rollups.insert_shadow(connection, place[0], usd, attempts[0][:2])
+        insert_attempts(connection, attempts)
+        return True
+    with rollups.followed(connection, [record_id]):
+        insert_attempts(connection, attempts)
+        insert(connection, f"feedback ({FEEDBACK_COLUMNS})", feedback, conflict="DO NOTHING")
+    return True
 
 
 def insert_attempts(connection: Connection, rows: Sequence[Row]) -> None:

@@ -32,11 +32,13 @@ class Locked(StoreError):
 class Connection(Protocol):
     """One connection, used by one thread at a time. Every method raises `StoreError` and nothing else.
 
-    `insert_rows` is the number of rows that one INSERT should carry at most, a power of two. `quick`: a commit takes
-    less time than handing it to another thread and waits for no disk and no server.
+    `insert_rows` is the number of rows that one INSERT should carry at most, a power of two. `row_lock` is what follows
+    a SELECT to keep other processes from changing its rows before the transaction ends. `quick`: a commit takes less
+    time than handing it to another thread and waits for no disk and no server.
     """
 
     insert_rows: ClassVar[int]
+    row_lock: ClassVar[str]
     quick: bool
 
     def execute(self, sql: str, params: Sequence[object] = ()) -> None: ...

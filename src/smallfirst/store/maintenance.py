@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
+from smallfirst.store import rollups
 from smallfirst.store.codec import content_row, hour_of
 from smallfirst.store.crypto import Hasher, Sealer
-from smallfirst.store.database import Connection, Row
+from smallfirst.store.database import Connection, Row, marks
 from smallfirst.store.readers import Readers
 from smallfirst.store.writer import Writer
 
@@ -43,13 +44,25 @@ async def prune(writer: Writer, older_than: float) -> int:
     now = time.time()
     before = min(older_than, now)
     removed = 0
-    while batch := await _delete(writer, "records", "id", "created_at < ?", before):
+    while batch := await writer.run(partial(_delete_records, before)):
         removed += batch
+    await writer.run(rollups.sweep)
     while await _delete(writer, "contents", "hash", "last_hour < ?", hour_of(before)):
         pass
     while await _delete(writer, "responses", "key_hash", "expires_at < ?", now):
         pass
     return removed
+
+
+def _delete_records(before: float, connection: Connection) -> int:
+    """Delete a batch, which the sums forget too; how many records it was."""
+    sql = f"SELECT id FROM records WHERE created_at < ? LIMIT {_BATCH}"  # noqa: S608
+    ids = [record_id for (record_id,) in connection.query(sql, (before,))]
+    if not ids:
+        return 0
+    with rollups.followed(connection, ids):
+        gone = connection.query(f"DELETE FROM records WHERE id IN ({marks(ids)}) RETURNING id", ids)  # noqa: S608
+    return len(gone)
 
 
 async def _delete(writer: Writer, table: str, key: str, condition: str, bound: float) -> int:

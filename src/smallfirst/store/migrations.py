@@ -1,12 +1,15 @@
 """The schema, as numbered steps. Every statement runs on SQLite and on PostgreSQL alike.
 
 SQLite takes PostgreSQL's type names: BIGINT is an integer there, DOUBLE PRECISION a real, and BYTEA keeps bytes as
-they are. A released step is never changed; a new one is appended.
+they are. A released step is never changed; a new one is appended. A step that SQL cannot say is a function.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from smallfirst.errors import ConfigError
+from smallfirst.store import rollups
 from smallfirst.store.database import Connection
 
 _RECORDS = """
@@ -172,7 +175,7 @@ CREATE TABLE jobs (
     state TEXT NOT NULL
 )"""
 
-MIGRATIONS: tuple[tuple[str, ...], ...] = (
+MIGRATIONS: tuple[tuple[str | Callable[[Connection], None], ...], ...] = (
     (
         "CREATE TABLE meta (name TEXT PRIMARY KEY, payload BYTEA NOT NULL)",
         _RECORDS,
@@ -209,6 +212,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "CREATE INDEX records_pending ON records (rollout, created_at, id) WHERE pending = 1",
     ),
     (_JOBS,),
+    (*rollups.SCHEMA, rollups.rebuild),
 )
 
 
@@ -228,5 +232,8 @@ def migrate(connection: Connection) -> None:
             )
         for number, statements in enumerate(MIGRATIONS[version:], start=version + 1):
             for statement in statements:
-                connection.execute(statement)
+                if isinstance(statement, str):
+                    connection.execute(statement)
+                else:
+                    statement(connection)
             connection.execute("INSERT INTO schema_version (version) VALUES (?)", (number,))

@@ -65,6 +65,7 @@ class PostgresConnection:
 
     quick = False
     insert_rows: ClassVar[int] = 2  # the pipeline groups them; psycopg parses anew what has over 50 parameters
+    row_lock: ClassVar[str] = " FOR UPDATE"
 
     def __init__(self, connection: psycopg.Connection) -> None:
         self._connection = connection

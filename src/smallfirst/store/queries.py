@@ -74,6 +74,14 @@ def feedback_of(connection: Connection, codec: Codec, record_ids: Sequence[str])
     return [codec.open_feedback(row) for row in rows]
 
 
+def attempts(connection: Connection, codec: Codec, record_ids: Sequence[str]) -> dict[str, list[Attempt]]:
+    """The attempts of each of those records, opened."""
+    found: dict[str, list[Attempt]] = defaultdict(list)
+    for row in _of_records(connection, ATTEMPT_COLUMNS, "attempts", "n", record_ids):
+        found[row[0]].append(codec.open_attempt(row))
+    return found
+
+
 def count(connection: Connection, codec: Codec, wanted: RecordFilter) -> int:
     """How many records there are."""
     conditions, params = _conditions(codec, wanted)
@@ -133,9 +141,7 @@ def _named(columns: str, rows: Sequence[Row]) -> list[Json]:
 def _full(connection: Connection, codec: Codec, found: Sequence[Row]) -> list[StoredRecord]:
     rows = _named(RECORD_COLUMNS, found)
     ids = [row["id"] for row in rows]
-    attempts: dict[str, list[Attempt]] = defaultdict(list)
-    for row in _of_records(connection, ATTEMPT_COLUMNS, "attempts", "n", ids):
-        attempts[row[0]].append(codec.open_attempt(row))
+    made = attempts(connection, codec, ids)
     feedback: dict[str, list[Feedback]] = defaultdict(list)
     for item in feedback_of(connection, codec, ids):
         feedback[item.record_id].append(item)
@@ -143,7 +149,7 @@ def _full(connection: Connection, codec: Codec, found: Sequence[Row]) -> list[St
     payloads = {record_id: codec.open_payload(record_id, payload) for record_id, payload in sealed.items()}
     contents = _contents(connection, codec, list(payloads.values()))
     return [
-        _stored(row, payloads.get(row["id"]), contents, tuple(attempts[row["id"]]), tuple(feedback[row["id"]]))
+        _stored(row, payloads.get(row["id"]), contents, tuple(made[row["id"]]), tuple(feedback[row["id"]]))
         for row in rows
     ]
 

@@ -98,6 +98,7 @@ class SqliteConnection:
     """See `database.Connection`. One that writes has a checkpointer."""
 
     insert_rows: ClassVar[int] = 64  # one release of the interpreter lock for many rows
+    row_lock: ClassVar[str] = ""  # whoever writes holds the only lock there is
 
     def __init__(
         self,

@@ -7,15 +7,16 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from functools import partial
+from typing import TypeVar
 
 from smallfirst.errors import ConfigError, NotFoundError
 from smallfirst.registry import Alias, Move, Release, Version
 from smallfirst.rollout import Rollout
 from smallfirst.store import calibrations, jobs, keys, ledger, maintenance, queries, releases
 from smallfirst.store.calibrations import CalibrationRow, Versions
-from smallfirst.store.codec import FEEDBACK_COLUMNS, Codec, insert_attempts
+from smallfirst.store.codec import Codec, insert_later
 from smallfirst.store.crypto import Hasher, Keyring, Sealer
-from smallfirst.store.database import Connection, Database, Durability, Row, database, insert
+from smallfirst.store.database import Connection, Database, Durability, database, insert
 from smallfirst.store.keys import KeyLimits, KeyRow
 from smallfirst.store.ledger import Reservation
 from smallfirst.store.migrations import migrate
@@ -25,6 +26,8 @@ from smallfirst.store.rows import RecordFilter, RecordSummary, StoredRecord
 from smallfirst.store.tasks import TaskRow, replace_tasks, select_tasks, select_tasks_version
 from smallfirst.store.writer import Writer
 from smallfirst.types import Attempt, Feedback, Record, Role
+
+T = TypeVar("T")
 
 _EVERYTHING = RecordFilter()
 _EXPORT_PAGE = 50
@@ -83,13 +86,13 @@ class Store:
         """Add attempts made after the answer (shadow, audit). Raises NotFoundError for an unknown record."""
         first = time.time_ns()  # sorts after the call's own attempts, which count from 0
         rows = [self._codec.attempt(record_id, first + n, a, capture=capture) for n, a in enumerate(attempts)]
-        if not await self._writer.run(partial(_insert_later, record_id=record_id, attempts=rows)):
+        if not await self._writer.run(partial(insert_later, record_id=record_id, attempts=rows)):
             raise _no_record(record_id)
 
     async def add_feedback(self, feedback: Feedback) -> None:
         """Keep a label of a record. Raises NotFoundError for an unknown record."""
         row = self._codec.feedback(feedback)
-        if not await self._writer.run(partial(_insert_later, record_id=feedback.record_id, feedback=[row])):
+        if not await self._writer.run(partial(insert_later, record_id=feedback.record_id, feedback=[row])):
             raise _no_record(feedback.record_id)
 
     async def feedback(self, record_id: str) -> tuple[Feedback, ...]:
@@ -319,6 +322,14 @@ class Store:
         """A secret of 32 bytes for one purpose that nobody can know without the store, always the same."""
         return self._codec.hasher.key(purpose)
 
+    async def read(self, work: Callable[[Connection], T]) -> T:
+        """What `work` makes of queries of its own: read-only, on one state of the database, in another thread."""
+        return await self._readers.run(work)
+
+    async def attempts(self, record_ids: Sequence[str]) -> dict[str, list[Attempt]]:
+        """The attempts of those records, some hundreds, without the messages that they answered."""
+        return await self._readers.run(lambda c: queries.attempts(c, self._codec, record_ids))
+
     async def ping(self) -> None:
         """Returns when the database takes a transaction; raises StoreError when it does not."""
         await self._writer.run(lambda c: c.query("SELECT 1"))
@@ -327,17 +338,6 @@ class Store:
         """Finish what waits and close every connection."""
         await self._writer.close()
         await self._readers.close()
-
-
-def _insert_later(
-    connection: Connection, *, record_id: str, attempts: Sequence[Row] = (), feedback: Sequence[Row] = ()
-) -> bool:
-    """Insert what came after the answer; False when the record is not there."""
-    if not connection.query("SELECT 1 FROM records WHERE id = ?", (record_id,)):
-        return False
-    insert_attempts(connection, attempts)
-    insert(connection, f"feedback ({FEEDBACK_COLUMNS})", feedback, conflict="DO NOTHING")
-    return True
 
 
 def _no_record(record_id: str) -> NotFoundError:

@@ -17,6 +17,7 @@ from functools import partial
 from typing import Any, TypeVar, cast
 
 from smallfirst.errors import StoreError
+from smallfirst.store import rollups
 from smallfirst.store.codec import RecordRows, insert_records
 from smallfirst.store.database import Connection, ConnectionLost, Database, Locked, Rejected
 
@@ -52,6 +53,7 @@ class Writer:
         self._connection: Connection | None = None
         self._backoff_s = 0.0
         self._retry_at = 0.0
+        self._unfolded = 0
 
     async def append(self, rows: RecordRows) -> None:
         """Returns when `rows` are durable; raises StoreError when they are not."""
@@ -141,13 +143,21 @@ class Writer:
         connection = self._connected()
         try:
             with connection.transaction(wait=wait):
-                return _run(connection, group)
+                outcomes = _run(connection, group)
+                self._fold(connection, len(group))
+                return outcomes
         except ConnectionLost:
             self._connection = None
             connection.close()
             if fresh:
                 raise
         return self._transact(group, wait)
+
+    def _fold(self, connection: Connection, changes: int) -> None:
+        self._unfolded += changes
+        if self._unfolded >= rollups.FOLD_AT:
+            rollups.fold(connection)
+            self._unfolded = 0
 
     def _connected(self) -> Connection:
         """The connection, made anew when it was lost; while the database stays away, attempts are spaced out."""
