@@ -29,6 +29,7 @@ from smallfirst.learn.watch import Due, Seen, Triggers, Watched, due, of_task, w
 from smallfirst.learn.workshop import STAGES, Round, Stage, Tell, Workshop
 from smallfirst.monitor import Monitor
 from smallfirst.registry import Release
+from smallfirst.registry import watched as watched_as
 from smallfirst.store import RecordFilter, Store
 
 TRIES = 3
@@ -180,7 +181,7 @@ class Loop:
                 continue
             job, release = jobs.get(task, Job()), await self._store.release(task)
             failures, labels = of_task(watched.failures, figures), of_task(watched.labels, figures)
-            monitor = Monitor.from_json(monitors.get(task, ""))
+            monitor = Monitor.from_json(monitors.get(watched_as(task, release.live), ""))
             verdict = due(figures, failures, job.seen, release, monitor, self._settings.triggers)
             if verdict.now and rounds == self._settings.most:
                 left = True
