@@ -169,7 +169,7 @@ async def test_only_long_texts_of_users_and_tools_are_touched() -> None:
 async def test_every_wire_sends_what_was_shortened(wire: Any) -> None:
     """The body that goes upstream has the same texts as the canonical messages."""
     said = f"Question: Which river runs through Glenby?\n\n{LONG}"
-    bodies = {
+    bodies: dict[str, dict[str, Any]] = {
         "chat": {"messages": [user([{"type": "text", "text": said}])]},
         "messages": {"max_tokens": 9, "messages": [user([{"type": "text", "text": said}])]},
         "responses": {"input": [user([{"type": "input_text", "text": said}])]},
