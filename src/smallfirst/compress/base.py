@@ -67,8 +67,8 @@ class ModelShape:
 class Compressed:
     """A shortened context. `tokens_in` and `tokens_out` are lengths by the compressor's `count`; `usage` is what a
     model read and wrote for it, summed over its calls (all zero without a model); `logprobs` those of the text as it
-    was generated, empty where it was not. `flops` are (prefill, decode), None for a model of unknown shape. `facts` say
-    how far the text may be trusted (see `guard`); empty where the compressor cannot tell."""
+    was generated, empty where it was not. `facts` say how far the text may be trusted (see `guard`); empty where the
+    compressor cannot tell."""
 
     text: str
     tokens_in: int
@@ -76,7 +76,6 @@ class Compressed:
     usage: Usage = field(default_factory=Usage)
     seconds: float = 0.0
     logprobs: tuple[TokenLogprob, ...] = ()
-    flops: tuple[int, int] | None = (0, 0)
     facts: Mapping[str, float] = field(default_factory=dict)
 
 

@@ -9,12 +9,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain
 
 import numpy as np
 
 from smallfirst import stats
-from smallfirst.compress.base import Compressed, Compressor, Random, count_tokens
+from smallfirst.compress.base import Compressed, Compressor, ModelShape, Random, count_tokens
+from smallfirst.compress.cases import Case
 from smallfirst.compress.energy import joules_since, read_joules
 from smallfirst.compress.estimate import Estimate, Floats, Ints, estimate, pointwise_bits, rate
 from smallfirst.compress.negatives import names, swapped
@@ -26,16 +28,6 @@ Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is."""
 
 _FEW = 8
-_BINARY = 0.1
-
-
-@dataclass(frozen=True, slots=True)
-class Case:
-    """A context with the question asked of it, "" for none, and the right answers where they are known."""
-
-    context: str
-    question: str = ""
-    answers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,23 +131,10 @@ def given(cases: Sequence[Case], texts: Sequence[Sequence[str]]) -> Summaries:
     if len(texts) != len(cases) or len(counts) != 1 or 0 in counts:
         raise DataError(f"Cases have {sorted(counts)} summaries.", hint="Give each as many, at least one.")
     made = tuple(
-        tuple(Compressed(text, count_tokens(case.context), count_tokens(text), flops=None) for text in of_case)
+        tuple(Compressed(text, count_tokens(case.context), count_tokens(text)) for text in of_case)
         for case, of_case in zip(cases, texts, strict=True)
     )
     return Summaries("given", 0, made, 0.0, None)
-
-
-def usable(cases: Sequence[Case]) -> tuple[list[Case], tuple[str, ...]]:
-    """The cases without those of empty documents, and notes on what is wrong with documents."""
-    kept = [case for case in cases if case.context.strip()]
-    notes = []
-    if empty := len(cases) - len(kept):
-        notes.append(f"{empty} empty documents were left out.")
-    if repeated := len(kept) - len({case.context for case in kept}):
-        notes.append(f"{repeated} documents are copies of others: no summary can tell them apart.")
-    if binary := sum(_junk(case.context) > _BINARY for case in kept):
-        notes.append(f"{binary} documents look binary: more than a tenth of them are control characters.")
-    return kept, tuple(notes)
 
 
 async def measure(
@@ -163,6 +142,7 @@ async def measure(
     summaries: Summaries,
     scorer: Scorer,
     *,
+    shape: ModelShape | None = None,
     copies: int = 0,
     baseline: bool = True,
     level: float = 0.95,
@@ -171,6 +151,8 @@ async def measure(
     progress: Progress = silent,
 ) -> Report:
     """The report on `summaries` of `cases`, scored by a started `scorer` against `copies` hard negatives per case too.
+
+    `shape` is that of the compressor's model, for its operations.
 
     Raises DataError for fewer than two contexts to tell apart, and what the scorer raises.
     """
@@ -182,9 +164,9 @@ async def measure(
     if baseline:
         compared, extra = await _baseline(cases, summaries, scorer, copies, level, resamples, seed, progress)
         scores = replace(scores, cost=_sum(scores.cost, extra))
-    flops = [[m.flops for m in of_case] for of_case in summaries.made]
-    known = [[f for f in of_case if f is not None] for of_case in flops] if None not in chain(*flops) else None
     per = _PerContext(summaries, level)
+    counted = shape is not None or not any(made.usage.input_tokens for made in chain(*summaries.made))
+    cost = partial(_flops, shape or ModelShape(0, 0, 0))
     return Report(
         compressor=summaries.compressor,
         scorer=scorer.name,
@@ -194,8 +176,8 @@ async def measure(
         estimate=told,
         length=stats.mean(lengths, level=level),
         rate=rate(told.bits, lengths, level=level, resamples=resamples, seed=seed),
-        prefill_flops=None if known is None else stats.mean([np.mean([f[0] for f in k]) for k in known], level=level),
-        decode_flops=None if known is None else stats.mean([np.mean([f[1] for f in k]) for k in known], level=level),
+        prefill_flops=per.figure(lambda made: cost(made)[0]) if counted else None,
+        decode_flops=per.figure(lambda made: cost(made)[1]) if counted else None,
         seconds=per.figure(lambda made: made.seconds),
         tokens_read=per.figure(lambda made: made.usage.input_tokens),
         tokens_written=per.figure(lambda made: made.usage.output_tokens),
@@ -289,6 +271,12 @@ async def _baseline(
     return Baseline(told.information, stats.mean(lengths, level=level), per_token), scores.cost
 
 
+def _flops(shape: ModelShape, made: Compressed) -> tuple[int, int]:
+    """(prefill, decode) operations of a summary, as if it was made in one call."""
+    read, written = made.usage.input_tokens, made.usage.output_tokens
+    return shape.flops(read), shape.flops(written, before=read)
+
+
 def _sum(one: Cost, other: Cost) -> Cost:
     return Cost(
         one.scores + other.scores, one.tokens + other.tokens, one.flops + other.flops, one.seconds + other.seconds
@@ -317,8 +305,3 @@ def _notes(told: Estimate, scores: Scores, texts: Sequence[Sequence[str]], copie
     if count < _FEW:
         notes.append(f"{count} contexts are too few for intervals that can be trusted.")
     return notes
-
-
-def _junk(text: str) -> float:
-    """The share of characters that are no text: control characters but white space, and undecodable bytes."""
-    return sum((ord(c) < 32 and not c.isspace()) or c == "\ufffd" for c in text) / len(text)

@@ -71,6 +71,15 @@ _DEFAULTS = bytes.fromhex(
 """The context's parameters as the library gives them: sizes, threads, unset kinds, YaRN at -1, F16 caches, flags."""
 
 
+def available() -> bool:
+    """Whether the library is the one that is known here."""
+    try:
+        _library()
+    except NativeUnavailable:
+        return False
+    return True
+
+
 @cache
 def _library() -> Any:
     """The library with its functions declared, quiet, and checked to be the one that is known here."""

@@ -11,7 +11,6 @@ import math
 import re
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -79,8 +78,12 @@ class PromptScorer:
 
     def __init__(self, model: TokenModel, template: Template | None = None) -> None:
         self._model, self._template = model, template or Template()
+
+    @property
+    def name(self) -> str:
+        """With all that bears on the scores: the model, its window and the prompt."""
         told = hashlib.sha256(repr(self._template).encode()).hexdigest()[:8]
-        self.name = f"{model.name}, window {model.window}, prompt {told}"
+        return f"{self._model.name}, window {self._model.window}, prompt {told}"
 
     async def start(self) -> None:
         await self._model.start()
@@ -200,10 +203,13 @@ class Cached:
     """
 
     def __init__(self, scorer: Scorer, path: Path) -> None:
-        self.name = scorer.name
         self._scorer, self._path = scorer, path
         self._known: dict[str, _Line] = {}
         self._file: IO[bytes] | None = None
+
+    @property
+    def name(self) -> str:
+        return self._scorer.name
 
     async def start(self) -> None:
         raw = self._path.read_bytes() if self._path.exists() else b""
@@ -235,8 +241,7 @@ class Cached:
         for key, logprob, tokens in zip(missing, fresh.logprobs, fresh.tokens, strict=True):
             line = self._known[key] = _Line(key, logprob, tokens, fresh.chunks)
             self._file.write(msgspec.json.encode(line) + b"\n")
-        with suppress(ValueError):  # closed while this was waiting
-            self._file.flush()
+        self._file.flush()
         known = [self._known[key] for key in keys]
         chunks = max((line.chunks for line in known), default=1)
         return Scored(tuple(k.logprob for k in known), tuple(k.tokens for k in known), fresh.read, fresh.flops, chunks)

@@ -68,7 +68,6 @@ class Summary:
             usage=total(answer.usage for answer in answers),
             seconds=time.perf_counter() - begin,
             logprobs=logprobs,
-            flops=None,
             facts=facts,
         )
 
