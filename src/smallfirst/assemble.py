@@ -216,21 +216,29 @@ async def assemble(config: Config, env: Mapping[str, str] | None = None) -> Asyn
     async with AsyncExitStack() as stack:
         store = await open_configured_store(config, env)
         stack.push_async_callback(store.close)
-        candidates = {}
-        for name, model in config.models.items():
-            if model.backend == "compressor":
-                continue
-            backend = build_backend(name, model, env)
-            await backend.start()
-            stack.push_async_callback(backend.close)
-            candidates[name] = _candidate(name, model, backend)
         pricing = StagePricing(config)
-        candidates = _with_pairs(config, candidates, pricing)
+        candidates = await stack.enter_async_context(started(config, env, pricing))
         policies = {"": config.cascade, **config.tasks}
         cascades = {task: _cascade(policy, pricing) for task, policy in policies.items()}
         versions = Versions(config, env, candidates, pricing)
         stack.push_async_callback(versions.close)
         yield Assembly(config, candidates, cascades, pricing, store, versions)
+
+
+@asynccontextmanager
+async def started(
+    config: Config, env: Mapping[str, str], pricing: StagePricing
+) -> AsyncIterator[dict[str, Candidate]]:
+    """Start every configured backend, and close them in reverse order. Errors as `assemble`, but for the store's."""
+    async with AsyncExitStack() as stack:
+        candidates = {}
+        for name, model in config.models.items():
+            if model.backend != "compressor":
+                backend = build_backend(name, model, env)
+                await backend.start()
+                stack.push_async_callback(backend.close)
+                candidates[name] = _candidate(name, model, backend)
+        yield _with_pairs(config, candidates, pricing)
 
 
 async def open_configured_store(config: Config, env: Mapping[str, str]) -> Store:
