@@ -226,9 +226,7 @@ async def assemble(config: Config, env: Mapping[str, str] | None = None) -> Asyn
 
 
 @asynccontextmanager
-async def started(
-    config: Config, env: Mapping[str, str], pricing: StagePricing
-) -> AsyncIterator[dict[str, Candidate]]:
+async def started(config: Config, env: Mapping[str, str], pricing: StagePricing) -> AsyncIterator[dict[str, Candidate]]:
     """Start every configured backend, and close them in reverse order. Errors as `assemble`, but for the store's."""
     async with AsyncExitStack() as stack:
         candidates = {}
