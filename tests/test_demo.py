@@ -13,8 +13,9 @@ import pytest
 from aiohttp import web
 from rich.console import Console
 
-from smallfirst import bfcl, demo, report
+from smallfirst import bfcl
 from smallfirst.bfcl import Question
+from smallfirst.demo import questions as demo
 from smallfirst.serve.gateway import new_id
 from smallfirst.store import Store, open_store
 from smallfirst.types import Attempt, Choice, Completion, Feedback, Record, Request, ToolCall
@@ -167,14 +168,14 @@ async def store(tmp_path: Path, loopback: Loopback) -> AsyncIterator[Store]:
 
 
 async def run(
-    monkeypatch: pytest.MonkeyPatch, loopback: Loopback, store: Store, questions: list[Question], as_json: bool = False
-) -> tuple[report.Report, str]:
-    """The report of a whole demo over these questions, and what it printed."""
+    monkeypatch: pytest.MonkeyPatch, loopback: Loopback, store: Store, questions: list[Question]
+) -> tuple[demo.Answered, str]:
+    """What a whole demo over these questions came to, and what it printed."""
     monkeypatch.setattr(bfcl, "fetch", lambda _progress: Path("unused"))
     monkeypatch.setattr(bfcl, "load", lambda _wheel, _categories: tuple(questions))
     printed = io.StringIO()
     console = Console(file=printed, width=100)
-    result = await demo.run(store, loopback.url, "key", console, where="records.db", as_json=as_json)
+    result = await demo.run(store, loopback.url, "key", console, where="records.db")
     return result, printed.getvalue()
 
 
@@ -184,7 +185,8 @@ async def test_the_demo_shows_the_report_and_where_the_records_are(
     """The table has the figures of all calls with their label, a line per task, and how to look at the records."""
     questions = [question(0, "Rome?"), question(1, "wrong"), question(2, "Rome?", "live_irrelevance")]
     result, text = await run(monkeypatch, loopback, store, questions)
-    assert (result.overall.calls, result.overall.accuracy.value) == (3, 1 / 3)
+    overall = result.report.overall
+    assert (overall.calls, overall.accuracy.value) == (3, 1 / 3)
     assert "Right or wrong by: bfcl gold." in text
     assert "bfcl:live_irrelevance" in text
     assert "The records are in records.db." in text
@@ -197,17 +199,16 @@ async def test_the_demo_counts_failed_calls_that_left_no_record(
     """A call that failed without a record is in the figures as not answered and not right, and its reason is shown."""
     questions = [question(0, "Rome?"), question(1, "fail without record")]
     result, text = await run(monkeypatch, loopback, store, questions)
-    assert (result.overall.calls, result.overall.answered.value, result.overall.accuracy.value) == (2, 0.5, 0.5)
+    overall = result.report.overall
+    assert (overall.calls, overall.answered.value, overall.accuracy.value) == (2, 0.5, 0.5)
     assert "1 of 2 calls failed and count as wrong:" in text
     assert "broken" in text
 
 
-async def test_the_demo_in_json_is_one_object(
-    loopback: Loopback, store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """With --json nothing but one JSON object is printed: the report's rows and the failures."""
+async def test_the_demo_in_json(loopback: Loopback, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What came of it is one JSON object: the report's rows and the failures."""
     questions = [question(0, "Rome?"), question(1, "fail")]
-    _, text = await run(monkeypatch, loopback, store, questions, as_json=True)
-    printed = json.loads(text)
-    assert printed["rows"][0]["calls"] == 2
-    assert [failure["question"] for failure in printed["failures"]] == ["q1"]
+    result, _ = await run(monkeypatch, loopback, store, questions)
+    made = json.loads(json.dumps(result.to_json()))
+    assert made["rows"][0]["calls"] == 2
+    assert [failure["question"] for failure in made["failures"]] == ["q1"]

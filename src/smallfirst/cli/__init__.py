@@ -15,6 +15,7 @@ from smallfirst import __version__
 from smallfirst.cli import (
     calibrate,
     dataset,
+    demo,
     evaluate,
     gateway,
     guard,
@@ -37,6 +38,7 @@ from smallfirst.errors import ConfigError, SmallfirstError
 
 GROUPS: tuple[tuple[str | None, typer.Typer], ...] = (
     (None, gateway.app),
+    (None, demo.app),
     (None, report.app),
     (None, ingest.app),
     (None, scrub.app),

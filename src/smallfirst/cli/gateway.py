@@ -1,12 +1,9 @@
-"""`init`, `serve`, `demo`: write a configuration, run the gateway, see it at work."""
+"""`init`, `serve`: write a configuration, run the gateway."""
 
 from __future__ import annotations
 
-import asyncio
 import os
 import sys
-from enum import StrEnum
-from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Annotated
@@ -16,19 +13,11 @@ import typer
 from rich.markup import escape
 
 from smallfirst import __version__
-from smallfirst.assemble import open_configured_store
-from smallfirst.cli.common import ConfigOption, JsonOption, err, out, pull_weights, tell, with_store_url
-from smallfirst.config import Config, ModelConfig, load, parse
+from smallfirst.cli.common import ConfigOption, JsonOption, err, pull_weights, tell
+from smallfirst.config import ModelConfig, load
 from smallfirst.errors import ConfigError
 
 app = typer.Typer()
-
-
-class ToolChoiceName(StrEnum):
-    """What the demo asks for."""
-
-    auto = "auto"
-    required = "required"
 
 
 @app.command(epilog="Example: smallfirst init && smallfirst serve")
@@ -73,44 +62,6 @@ def serve(
     run(settings, {PATH: dashboard})
 
 
-@app.command(epilog="Example: smallfirst demo --calls 60")
-def demo(
-    calls: Annotated[int, typer.Option(min=4, help="Questions to ask at most.")] = 60,
-    seconds: Annotated[float, typer.Option(min=1, help="Begin no question after so many seconds.")] = 150,
-    tool_choice: Annotated[
-        ToolChoiceName, typer.Option(help="required: questions that want a call; auto: also some that want none.")
-    ] = ToolChoiceName.required,
-    store: Annotated[Path, typer.Option(help="SQLite file that keeps the records.")] = Path("demo.db"),
-    seed: Annotated[int, typer.Option(help="Which questions are drawn.")] = 0,
-    as_json: JsonOption = False,
-) -> None:
-    """Answer real function-calling questions with the embedded model, and measure the answers against gold."""
-    from smallfirst import demo as job
-    from smallfirst.serve.server import serving
-    from smallfirst.serve.telemetry import configure_logging
-
-    settings = _demo_settings(store)
-    configure_logging(settings.telemetry)
-    pull_weights(settings)
-
-    async def work() -> None:
-        async with serving(settings, {}) as url:
-            db = await open_configured_store(settings, {})
-            try:
-                opened_by = f"--store {store}"
-                ask = partial(job.run, db, f"{url}/v1", "unused", out, where=str(store), opened_by=opened_by)
-                await ask(n=calls, seconds=seconds, seed=seed, tool_choice=tool_choice.value, as_json=as_json)
-            finally:
-                await db.close()
-
-    asyncio.run(work())
-
-
 def _asked(model: ModelConfig) -> str:
     """What answers `auto` there."""
     return model.model or model.weights or ("names handed on" if model.models else model.backend)
-
-
-def _demo_settings(store: Path) -> Config:
-    """The defaults whatever keys the environment holds, so without a large model, and a store of its own."""
-    return with_store_url(parse("", {}), f"sqlite:///{store}")

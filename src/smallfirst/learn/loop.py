@@ -23,6 +23,7 @@ import msgspec
 from smallfirst.errors import DataError, SmallfirstError, StoreError
 from smallfirst.learn import calibrate, tasks
 from smallfirst.learn.jobs import Jobs, Owned, TakenOver
+from smallfirst.learn.release import release as put
 from smallfirst.learn.scrubbed import Lines, write
 from smallfirst.learn.tasks import Figures, Found
 from smallfirst.learn.watch import Due, Seen, Triggers, Watched, due, of_task, watch
@@ -30,6 +31,7 @@ from smallfirst.learn.workshop import STAGES, Round, Stage, Tell, Workshop
 from smallfirst.monitor import Monitor
 from smallfirst.registry import Release
 from smallfirst.registry import watched as watched_as
+from smallfirst.rollout import Evidence
 from smallfirst.store import RecordFilter, Store
 
 TRIES = 3
@@ -38,7 +40,7 @@ _LOOKING = ""
 """The job of looking at all records; no task has this name."""
 _CALLS = "calls.jsonl"
 _MORE_LABELS = 50
-Outcome = Literal["released", "declined", "failed", "busy", "waiting", "calibrated"]
+Outcome = Literal["released", "declined", "failed", "busy", "waiting", "calibrated", "settled"]
 Show = Callable[[str, str], AbstractContextManager[Tell]]
 """Given a task's name ("" for all records) and a stage, shows how that goes while the context lasts."""
 
@@ -165,10 +167,14 @@ class Loop:
             raise DataError(f"Scrubbing left identifiers in {len(result.leaked)} places, in {where}, ...")
         draft.replace(folder / _CALLS)
         with self._show("", "tasks") as tell:
-            known = [tasks.task_of_row(row) for row in await self._store.tasks()]
-            found = await asyncio.to_thread(tasks.find, Lines(folder / _CALLS), known)
+            rows = await self._store.tasks()
+            found = await asyncio.to_thread(
+                tasks.find, Lines(folder / _CALLS), [tasks.task_of_row(row) for row in rows]
+            )
             tell(1.0, f"{len(found.tasks)} tasks")
-        await self._store.replace_tasks([tasks.row_of(task, found.of(task.id)) for task in found.tasks])
+        before = {row.id: tasks.figures_of_row(row) for row in rows}
+        kept = [tasks.row_of(task, found.of(task.id) or before.get(task.id)) for task in found.tasks]
+        await self._store.replace_tasks(kept)
         return found
 
     async def _begin(self, found: Found, watched: Watched, worked: set[str]) -> tuple[list[TaskReport], bool]:
@@ -191,7 +197,8 @@ class Loop:
                 seen = Seen(figures.calls, failures, time.time())
                 reports.append(await self._round(figures, verdict, seen, labels))
             else:
-                reports.append(await self._calibrated(figures, release, labels) or _waiting(figures, verdict.why))
+                kept = await self._settled(figures, release) or await self._calibrated(figures, release, labels)
+                reports.append(kept or _waiting(figures, verdict.why))
         return reports, left
 
     async def _round(self, figures: Figures, verdict: Due, seen: Seen, labels: int) -> TaskReport:
@@ -249,6 +256,18 @@ class Loop:
         return msgspec.structs.replace(
             job, stage=following[0] if following else "", found=found, error="", tries=0, ended=ended
         )
+
+    async def _settled(self, figures: Figures, release: Release) -> TaskReport | None:
+        """The comparison with what the live version replaced, ended where it has shown nothing for long enough."""
+        trial = release.trial
+        if trial is None or trial.step != "live":
+            return None
+        calls = Evidence.from_json(trial, release.evidence).calls
+        if calls < self._settings.triggers.settled:
+            return None
+        [version] = await self._store.versions(ids=[trial.candidate])
+        await put(self._store, version, to="live", share=1.0, by="loop")
+        return TaskReport(release.task, figures.name, "settled", f"{version.id} after {calls} calls", {})
 
     async def _calibrated(self, figures: Figures, release: Release, labels: int) -> TaskReport | None:
         """The live version calibrated anew, with its prediction of what it will be accepted on, where enough labels

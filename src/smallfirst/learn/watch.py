@@ -29,13 +29,15 @@ class Triggers:
 
     A task is worked on when it has `least_calls` calls and costs `least_usd_month` a month or more (one whose cost a
     month is unknown does), and again when since then came `more_calls` of its calls as a share of those before, or
-    `failures` failures of its small model, or an alarm.
+    `failures` failures of its small model, or an alarm. A version that went live is compared with what it replaced for
+    `settled` calls more.
     """
 
     least_calls: int = 200
     least_usd_month: float = 1.0
     more_calls: float = 0.5
     failures: int = 20
+    settled: int = 500
 
 
 @dataclass(slots=True)

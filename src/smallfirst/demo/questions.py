@@ -7,7 +7,6 @@ application can give it; the table is the report over those records. Starting th
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -73,6 +72,27 @@ class Unrecorded:
     afterwards_usd: float = 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """The report over the demo's calls, and what came of each question."""
+
+    report: Report
+    outcomes: tuple[Outcome, ...]
+
+    @property
+    def failures(self) -> list[dict[str, str | None]]:
+        """The calls that failed."""
+        return [
+            {"question": outcome.question.id, "record": outcome.record_id, "failure": outcome.failure}
+            for outcome in self.outcomes
+            if outcome.failure is not None
+        ]
+
+    def to_json(self) -> dict[str, Any]:
+        """The report's rows and the failures."""
+        return {"rows": report.to_rows(self.report), "failures": self.failures}
+
+
 async def run(
     store: Store,
     base_url: str,
@@ -85,21 +105,18 @@ async def run(
     seconds: float = 150,
     seed: int = 0,
     tool_choice: ToolChoiceMode = "required",
-    as_json: bool = False,
-) -> Report:
+) -> Answered:
     """Asks `n` questions of the gateway at `base_url` (up to and with /v1), or as many as `seconds` allow, and prints
     what came of them.
 
     With `tool_choice` "required" only questions that want a call are drawn; "auto" adds those that no function fits.
 
     `store` is the one that the gateway records in, `where` says in words where that is, and `opened_by` gives the
-    options by which other commands open it ("--config demo.toml", say). With `as_json` the only output is one JSON
-    object. Raises ModelFileError when the questions cannot be fetched and ConfigError without the
-    `openai` client.
+    options by which other commands open it ("--config demo.toml", say). Raises ModelFileError when the questions cannot
+    be fetched and ConfigError without the `openai` client.
     """
-    quiet = Console(stderr=True) if as_json else console
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, TimeElapsedColumn(), console=quiet, transient=True) as progress:
+    with Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as progress:
         questions = await asyncio.to_thread(_questions, progress, n, seed, tool_choice)
         bar = progress.add_task("asking", total=len(questions))
         right = 0
@@ -112,11 +129,9 @@ async def run(
         since, ask = time.time(), partial(run_questions, base_url, api_key, questions, tool_choice=tool_choice)
         outcomes = await ask(seconds=seconds, on_progress=on_progress)
     result = report.summarise(await _calls(store, outcomes, since), label=LABEL)
-    if as_json:
-        console.print_json(json.dumps({"rows": report.to_rows(result), "failures": _failures(outcomes)}))
-    else:
-        _show(console, result, outcomes, where, opened_by)
-    return result
+    answered = Answered(result, tuple(outcomes))
+    _show(console, answered, where, opened_by)
+    return answered
 
 
 async def run_questions(
@@ -220,17 +235,9 @@ async def _calls(store: Store, outcomes: Sequence[Outcome], since: float) -> lis
     return calls
 
 
-def _failures(outcomes: Sequence[Outcome]) -> list[dict[str, str | None]]:
-    return [
-        {"question": outcome.question.id, "record": outcome.record_id, "failure": outcome.failure}
-        for outcome in outcomes
-        if outcome.failure is not None
-    ]
-
-
-def _show(console: Console, result: Report, outcomes: Sequence[Outcome], where: str, opened_by: str) -> None:
-    console.print(report.render(result))
-    failures = _failures(outcomes)
+def _show(console: Console, answered: Answered, where: str, opened_by: str) -> None:
+    console.print(report.render(answered.report))
+    failures, outcomes = answered.failures, answered.outcomes
     lines = [f"{len(failures)} of {len(outcomes)} calls failed and count as wrong:"] if failures else []
     lines += [f"  {failure['question']}: {failure['failure']}" for failure in failures]
     example = next((o.record_id for o in outcomes if o.record_id and not o.correct), None) or "ID"

@@ -1,0 +1,85 @@
+"""The agent's calls, sent through a running gateway with the official client, and what came of them."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from smallfirst import report
+from smallfirst.errors import ConfigError
+from smallfirst.helpdesk.sites import Ask
+from smallfirst.report import Report
+from smallfirst.store import RecordFilter, Store
+
+if TYPE_CHECKING:
+    from openai import AsyncOpenAI
+
+LABEL = "help-desk gold"
+TIMEOUT_S = 120.0
+_AHEAD = 8  # calls of a rollout whose outcome may be waited for before the next is sent
+
+
+@dataclass(slots=True)
+class Sent:
+    """The records of calls that were sent, and how many of them failed."""
+
+    records: set[str] = field(default_factory=set)
+    failed: int = 0
+    since: float = field(default_factory=time.time)
+
+
+class Traffic:
+    """Sends calls one after the other, as an agent does, and posts whether their answers were right."""
+
+    def __init__(self, base_url: str, store: Store) -> None:
+        """`base_url` is up to and with /v1, of the gateway that records in `store`. Raises ConfigError without the
+        `openai` client."""
+        try:
+            from openai import AsyncOpenAI
+        except ImportError as error:
+            raise ConfigError(
+                "The demo calls the gateway through the official openai client, which is not installed.",
+                hint="Run `pip install 'smallfirst[demo]'`.",
+            ) from error
+        self._client: AsyncOpenAI = AsyncOpenAI(base_url=base_url, api_key="unused", max_retries=0, timeout=TIMEOUT_S)
+        self._store = store
+
+    async def close(self) -> None:
+        await self._client.close()
+
+    async def send(self, asks: Iterable[Ask], sent: Sent, done: Callable[[], None] = lambda: None) -> Sent:
+        """Send them all; `done` is called after each."""
+        for ask in asks:
+            await self.one(ask, sent)
+            done()
+        return sent
+
+    async def one(self, ask: Ask, sent: Sent) -> None:
+        """Send a call and label its answer."""
+        import openai
+
+        body: Any = dict(ask.body)
+        about = {"x-smallfirst-episode": ask.episode}
+        try:
+            response = await self._client.chat.completions.with_raw_response.create(**body, extra_headers=about)
+        except openai.APIError:
+            sent.failed += 1
+            return
+        record = response.headers["x-smallfirst-record"]
+        right = ask.right(response.parse().choices[0].message.model_dump())
+        verdict = {"record_id": record, "kind": "correct", "value": right, "source": LABEL}
+        await self._client.post("/feedback", cast_to=object, body=verdict)
+        sent.records.add(record)
+
+    async def settled(self, rollout: str) -> None:
+        """Returns when most calls of a rollout have been judged, so that models that answer in shadow keep up."""
+        while len(await self._store.pending(rollout, _AHEAD)) == _AHEAD:  # noqa: ASYNC110 - another connection writes
+            await asyncio.sleep(0.1)
+
+    async def report(self, sent: Sent) -> Report:
+        """What came of the calls sent."""
+        found = self._store.summaries(RecordFilter(since=sent.since - 1))
+        return report.summarise([one async for one in found if one.id in sent.records], label=LABEL)
