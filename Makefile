@@ -5,7 +5,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install -q -c constraint
 
 .PHONY: demo test test-learn check clean
 
-demo: .venv/demo  ## answer real function-calling questions with the embedded model, and measure them
+demo: .venv/demo  ## answer real questions with the embedded model, then run the whole loop, and measure both
 	$(BIN)/smallfirst demo
 
 test: .venv/dev  ## run the tests
