@@ -34,7 +34,6 @@ class Audit(Shadow):
     escalated the call; None where the small answer was accepted.
     """
 
-    task: str
     small: Completion
     standing: Standing
     probability: float
@@ -53,11 +52,12 @@ class Audit(Shadow):
         return (replace(attempt, reason=_REASONS[self._same(attempt)], probability=self.probability),)
 
     async def recorded(self, store: Store, attempts: tuple[Attempt, ...]) -> None:
-        """Take the audit into the task's monitor, as long as the calibration that it judges is in force."""
-        same, now = self._same(self.answered or attempts[0]), self.calibrations.standing(self.task)
+        """Take the audit into the stage's monitor, as long as the calibration that it judges is in force."""
+        name = self.standing.watched
+        same, now = self._same(self.answered or attempts[0]), self.calibrations.standing(name)
         if same is None or now is None or now.id != self.standing.id:
             return
-        self.calibrations.audited(self.task, await store.change_monitor(self.task, partial(self._changed, not same)))
+        self.calibrations.audited(name, await store.change_monitor(name, partial(self._changed, not same)))
 
     def _same(self, attempt: Attempt) -> bool | None:
         if attempt.completion is None or not attempt.completion.choices or not attempt.verdict.ok:
@@ -83,7 +83,7 @@ class Audits:
     calibrations: Calibrations
     random: Random
 
-    def of(self, asked: Shadow, task: str, outcome: Outcome, standing: Standing, least: float) -> Audit | None:
+    def of(self, asked: Shadow, outcome: Outcome, standing: Standing, least: float) -> Audit | None:
         """The audit of an outcome that `standing` decided on, if there is one; `asked` is the large stage with the
         call, `least` the policy's `audit`."""
         judged = next((a for a in reversed(outcome.attempts) if _judged(a)), None)
@@ -106,7 +106,6 @@ class Audits:
             asked.stage,
             asked.request,
             asked.capture,
-            task=task,
             small=judged.completion,
             standing=standing,
             probability=probability,

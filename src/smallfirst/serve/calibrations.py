@@ -15,6 +15,7 @@ from smallfirst.acceptance import Acceptance
 from smallfirst.config import Config, Policy
 from smallfirst.errors import CalibrationError
 from smallfirst.monitor import Monitor
+from smallfirst.registry import watched
 from smallfirst.router import Candidate
 from smallfirst.serve.telemetry import Telemetry
 from smallfirst.store import CalibrationRow, Store, Versions
@@ -27,7 +28,7 @@ _OF_TOKENS = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """A task's calibration (`id` in the store) with what audits have made of it: the `Calibrator` of its calls.
+    """A calibration (`id` in the store) with what audits have made of it: the `Calibrator` of a small stage's calls.
 
     `threshold` is the certified one or, under drift, a stricter one; after an `alarm` nothing is accepted.
     """
@@ -40,9 +41,15 @@ class Standing:
     def confidence(self, features: Mapping[str, float]) -> float:
         return self.acceptance.confidence(features)
 
+    @property
+    def watched(self) -> str:
+        """The name under which its audits are counted."""
+        return watched(self.acceptance.task, self.acceptance.stage)
+
 
 class Calibrations:
-    """By task, the standing of the first stage that has a calibration; a new one counts within `follow.REFRESH_S` s.
+    """Standings by the name that they are watched under: a task, for its first configured stage that has one, or a
+    version. A new calibration counts within `follow.REFRESH_S` s.
 
     A calibration that this gateway cannot follow is refused with a warning and a metric; its task stays uncalibrated.
     """
@@ -50,45 +57,46 @@ class Calibrations:
     def __init__(self, store: Store, config: Config, candidates: Mapping[str, Candidate], telemetry: Telemetry) -> None:
         self._store, self._config, self._candidates, self._telemetry = store, config, candidates, telemetry
         self._read: dict[str, Standing | None] = {}  # by the id of a calibration; None: refused
-        self._tasks: dict[str, Standing] = {}
+        self._standings: dict[str, Standing] = {}
         self._seen = Versions()
 
-    def standing(self, task: str) -> Standing | None:
-        """None while the task is not calibrated, or was and nothing could be promised."""
-        return self._tasks.get(task)
+    def standing(self, name: str) -> Standing | None:
+        """None while the task or version is not calibrated, or was and nothing could be promised."""
+        return self._standings.get(name)
 
-    def audited(self, task: str, state: str) -> None:
-        """Take note of what a task's monitor has come to."""
-        standing, monitor = self._tasks.get(task), Monitor.from_json(state)
+    def audited(self, name: str, state: str) -> None:
+        """Take note of what a monitor has come to."""
+        standing, monitor = self._standings.get(name), Monitor.from_json(state)
         if standing is None or monitor is None or standing.id != monitor.calibration:
             return
         if monitor.alarm and not standing.alarm:
             log.error(
                 "alarm: accepted answers fail too often; the large model answers until the task is calibrated again",
-                task=task,
+                watched=name,
                 alpha=monitor.alpha,
                 at_least=round(monitor.sequence.lower, 4),
             )
-        threshold = monitor.threshold if self._config.policy(task).adapt else standing.acceptance.threshold
-        self._tasks[task] = replace(standing, threshold=threshold, alarm=monitor.alarm)
-        self._telemetry.monitored(task, alarm=monitor.alarm, threshold=threshold)
+        adapt = self._config.policy(standing.acceptance.task).adapt
+        threshold = monitor.threshold if adapt else standing.acceptance.threshold
+        self._standings[name] = replace(standing, threshold=threshold, alarm=monitor.alarm)
+        self._telemetry.monitored(name, alarm=monitor.alarm, threshold=threshold)
 
     async def refresh(self) -> None:
         """Read what has changed. Raises StoreError."""
         versions = await self._store.calibration_versions()
         if versions == self._seen:
             return
-        tasks = self._tasks
+        standings = self._standings
         if versions.calibrations != self._seen.calibrations:
-            tasks = await self._read_calibrations()
-            changed = list(tasks)
+            standings = await self._read_calibrations()
+            changed = list(standings)
         else:
             before = self._seen.monitors or {}
-            changed = [task for task, n in (versions.monitors or {}).items() if before.get(task) != n]
+            changed = [name for name, n in (versions.monitors or {}).items() if before.get(name) != n]
         states = await self._store.monitors(changed) if changed else {}
-        self._tasks = tasks  # with the next line at once: no call meets a calibration without its alarm
-        for task, state in states.items():
-            self.audited(task, state)
+        self._standings = standings  # with the next line at once: no call meets a calibration without its alarm
+        for name, state in states.items():
+            self.audited(name, state)
         self._seen = versions
 
     async def _read_calibrations(self) -> dict[str, Standing]:
@@ -96,14 +104,14 @@ class Calibrations:
         new = [row for row in rows if row.id not in self._read]
         made = await asyncio.to_thread(lambda: [self._standing_of(row) for row in new])
         self._read |= {row.id: standing for row, standing in zip(new, made, strict=True)}
-        tasks: dict[str, Standing] = {}
+        standings: dict[str, Standing] = {}
         for row in sorted(rows, key=self._place):
-            standing, before = self._read[row.id], self._tasks.get(row.task)
-            if standing is not None and math.isfinite(standing.threshold) and row.task not in tasks:
-                tasks[row.task] = before if before and before.id == row.id else standing
-                now = tasks[row.task]
-                self._telemetry.monitored(row.task, alarm=now.alarm, threshold=now.threshold)
-        return tasks
+            name = watched(row.task, row.stage)
+            standing, before = self._read[row.id], self._standings.get(name)
+            if standing is not None and math.isfinite(standing.threshold) and name not in standings:
+                now = standings[name] = before if before and before.id == row.id else standing
+                self._telemetry.monitored(name, alarm=now.alarm, threshold=now.threshold)
+        return standings
 
     def _place(self, row: CalibrationRow) -> int:
         stages = self._config.policy(row.task).stages
@@ -122,8 +130,9 @@ class Calibrations:
 
 def _check(acceptance: Acceptance, policy: Policy, candidates: Mapping[str, Candidate]) -> None:
     """Raises CalibrationError where the features that every label had cannot be computed for the task's calls."""
+    version = watched(acceptance.task, acceptance.stage) == acceptance.stage
     candidate = candidates.get(acceptance.stage) if acceptance.stage in policy.stages else None
-    if candidate is None or not candidate.stage.small:
+    if not version and (candidate is None or not candidate.stage.small):
         allowed = ", ".join(name for name in policy.stages if candidates[name].stage.small) or "none"
         raise CalibrationError(
             f"The calibration judges {acceptance.stage!r}; the small stages of {acceptance.task!r} are: {allowed}.",
@@ -132,7 +141,7 @@ def _check(acceptance: Acceptance, policy: Policy, candidates: Mapping[str, Cand
     lacking = set[str]()
     if not policy.others and not policy.samples:
         lacking |= acceptance.model.always & agreement.FEATURES.keys()
-    if not candidate.stage.backend.capabilities.top_logprobs:
+    if candidate is not None and not candidate.stage.backend.capabilities.top_logprobs:
         lacking |= acceptance.model.always & _OF_TOKENS
     if lacking:
         raise CalibrationError(

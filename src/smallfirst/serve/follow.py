@@ -7,7 +7,7 @@ from typing import Protocol
 
 import structlog
 
-from smallfirst.errors import StoreError
+from smallfirst.errors import SmallfirstError
 
 log = structlog.get_logger("smallfirst.follow")
 REFRESH_S = 1.0
@@ -15,7 +15,7 @@ REFRESH_S = 1.0
 
 class Followed(Protocol):
     async def refresh(self) -> None:
-        """Read what has changed. Raises StoreError."""
+        """Read what has changed. Raises SmallfirstError."""
         ...
 
 
@@ -26,5 +26,5 @@ async def follow(*followed: Followed) -> None:
         for one in followed:
             try:
                 await one.refresh()
-            except StoreError as err:
+            except SmallfirstError as err:
                 log.warning("changes not read", of=type(one).__name__, error=str(err))

@@ -28,12 +28,13 @@ from smallfirst.serve.audit import Audits
 from smallfirst.serve.cache import ResponseCache
 from smallfirst.serve.calibrations import Calibrations, Standing
 from smallfirst.serve.exchange import ClientGone, Exchange, printable
+from smallfirst.serve.releases import AS_CONFIGURED, InService, Releases
 from smallfirst.serve.shadow import Shadow, Shadows
 from smallfirst.serve.spending import within_budget
 from smallfirst.serve.tasks import Tasks
 from smallfirst.serve.telemetry import Telemetry
 from smallfirst.store import Store
-from smallfirst.types import Attempt, Delta, Origin, Record, Request, Route, Usage, Wire, total_usd
+from smallfirst.types import Attempt, Delta, Origin, Record, Request, Route, Trial, Usage, Wire, total_usd
 from smallfirst.validators import check_schemas, unchecked_keywords
 from smallfirst.wire import WIRES
 from smallfirst.wire.accumulate import split
@@ -53,6 +54,8 @@ class Call:
     request: Request
     policy: Policy
     route: Route
+    beside: Route | None
+    trial: Trial | None
     cascade: Cascade
     attempts: list[Attempt] = field(default_factory=list)
 
@@ -73,6 +76,7 @@ class Gateway:
     shadows: Shadows
     tasks: Tasks
     calibrations: Calibrations
+    releases: Releases
     audits: Audits
     telemetry: Telemetry
     random: Random
@@ -114,11 +118,12 @@ class Gateway:
     def _afterwards(self, call: Call, outcome: Outcome, record: Record) -> None:
         """Have other models answer what was served: small ones in shadow, or the large one as an audit."""
         asked = (record.id, call.caller, call.cascade)
-        for stage in call.route.shadow:
-            self.shadows.submit(Shadow(*asked, stage, call.request, call.policy.capture, call.route.others))
+        for plan in filter(None, (call.route, call.beside)):
+            for stage in plan.shadow:
+                self.shadows.submit(Shadow(*asked, stage, call.request, call.policy.capture, plan.others))
         if isinstance(standing := call.route.calibrator, Standing):
             large = Shadow(*asked, call.route.stages[-1], call.request, call.policy.capture)
-            audit = self.audits.of(large, call.route.task, outcome, standing, call.policy.audit)
+            audit = self.audits.of(large, outcome, standing, call.policy.audit)
             if audit is not None:
                 self.shadows.submit(audit)
 
@@ -129,15 +134,23 @@ class Gateway:
         if not TASK_NAME.fullmatch(task):
             hint = "Use up to 128 letters, digits and the characters _ . : / -"
             raise RequestError(f"The task name {task!r} is not allowed.", hint=hint, param="metadata.smallfirst_task")
-        policy = self.config.policy(task)
+        call_id, policy = new_id(), self.config.policy(task)
+        served = self.releases.of(task, request.origin.episode or call_id)
+        if any(self.candidates[name].named(request.model) for name in policy.stages):
+            served = AS_CONFIGURED
+        policy = served.policy(policy)
+        chosen, beside = self._route(request, task, policy, served), None
+        if served.shadow is not None:
+            watched = msgspec.structs.replace(policy, mode="observe")
+            beside = self._route(request, task, watched, InService(served.shadow))
         cascade = self.cascades.get(task, self.cascades[""])
-        chosen = self._route(request, task, policy)
-        return Call(new_id(), time.time(), time.monotonic(), caller, request, policy, chosen, cascade)
+        now, started = time.time(), time.monotonic()
+        return Call(call_id, now, started, caller, request, policy, chosen, beside, served.trial, cascade)
 
-    def _route(self, request: Request, task: str, policy: Policy) -> Route:
+    def _route(self, request: Request, task: str, policy: Policy, served: InService) -> Route:
         """The route of a call. Of small stages only the one that the task's calibration judges is enforced."""
-        standing = self.calibrations.standing(task)
-        candidates = [self.candidates[name] for name in policy.stages]
+        standing = self.calibrations.standing(served.watched(task))
+        candidates = served.stages([self.candidates[name] for name in policy.stages])
         if standing is not None and policy.mode == "enforce":
             candidates = [c for c in candidates if not c.stage.small or c.stage.name == standing.acceptance.stage]
         chosen = route(
@@ -193,6 +206,7 @@ class Gateway:
             status=499 if outcome.reason == "client_gone" else error.status if error else 200,
             seconds=time.monotonic() - call.started,
             config_hash=self.config_hash,
+            trial=call.trial,
         )
         await self.store.append(record, capture=call.policy.capture)
         usages = [a.completion.usage for a in record.attempts if a.completion]

@@ -27,6 +27,7 @@ from smallfirst.serve.cache import ResponseCache
 from smallfirst.serve.calibrations import Calibrations
 from smallfirst.serve.follow import follow
 from smallfirst.serve.gateway import Gateway
+from smallfirst.serve.releases import Releases
 from smallfirst.serve.shadow import Shadows
 from smallfirst.serve.tasks import Tasks
 from smallfirst.serve.telemetry import Telemetry, configure_logging
@@ -50,6 +51,9 @@ async def open_gateway(config: Config, env: Mapping[str, str]) -> AsyncIterator[
         await calibrations.refresh()
         tasks = Tasks(parts.store)
         await tasks.refresh()
+        releases = Releases(parts.store, parts.versions, telemetry)
+        await releases.refresh()
+        await releases.loaded()
         random = SystemRandom()
         gateway = Gateway(
             config=config,
@@ -64,17 +68,19 @@ async def open_gateway(config: Config, env: Mapping[str, str]) -> AsyncIterator[
             shadows=shadows,
             tasks=tasks,
             calibrations=calibrations,
+            releases=releases,
             audits=Audits(calibrations, random),
             telemetry=telemetry,
             random=random,
         )
         await shadows.start()
-        background = [asyncio.create_task(work) for work in (_prune(gateway), follow(calibrations, tasks))]
+        background = [asyncio.create_task(work) for work in (_prune(gateway), follow(calibrations, tasks, releases))]
         try:
             yield gateway
         finally:
             for task in background:
                 task.cancel()
+            await releases.close()
             await shadows.close()
             await asyncio.to_thread(telemetry.close)  # it waits for the collector
 

@@ -112,6 +112,8 @@ class Telemetry:
         self._alarm = _Levels("alarm", "1 while audits show that accepted answers fail too often", "task")
         self._threshold = _Levels("threshold", "Confidence from which a small answer is accepted", "task")
         self._uncalibrated = _Counts("calibrations_refused", "Calibrations that this gateway cannot follow", "task")
+        self._share = _Levels("rollout_share", "Share of episodes that a version in a rollout answers", "task")
+        self._versions_refused = _Counts("versions_refused", "Versions that this gateway cannot serve", "task")
         self._seconds = _Durations("call_seconds", "Seconds from arrival to durable record", "decision")
         self._stage_seconds = _Durations("attempt_seconds", "Seconds of an attempt", "stage")
         self._tracer = _tracer(settings.otlp_endpoint) if settings.otlp_endpoint else None
@@ -154,6 +156,14 @@ class Telemetry:
     def calibration_refused(self, task: str) -> None:
         """Count a calibration that cannot be followed."""
         self._uncalibrated.add(1, task)
+
+    def rolled_out(self, task: str, share: float) -> None:
+        """Show how far a task's rollout has come; 0 without one."""
+        self._share.set(share, task)
+
+    def version_refused(self, task: str) -> None:
+        """Count a version that cannot be served."""
+        self._versions_refused.add(1, task)
 
     def collect(self) -> Iterator[Metric]:
         """What was counted, as Prometheus asks for it."""
