@@ -1,14 +1,17 @@
-"""What training on this machine gives: tokens/s beside a plain PEFT loop, and how an adapter gets better with time.
+"""What training on this machine gives: tokens/s beside a plain PEFT loop, and what a specialist answers as served.
 
-    speed   rounds of the same examples, interleaved so that a busy machine is unfair to all alike:
-            padded (PEFT, float32 weights under bfloat16 autocast, padded batches, all logits), dense (PEFT, bfloat16
-            weights, packed rows, logits only where there are labels) and ours (`learn.llama`)
-    curve   trains on one SGD service, split by dialogue, and evaluates as served under constraint as it goes on
+    speed   rounds of the same calls, interleaved so that a busy machine is unfair to all alike: padded (PEFT, float32
+            weights under bfloat16 autocast, padded batches, all logits), dense (PEFT, bfloat16 weights, conversations
+            read once, logits only where there are labels) and ours (`learn.llama`)
+    served  trains with the settings that `smallfirst train` has, exports the adapter, and answers held-out calls under
+            constraint in the embedded engine; an answer is right when the whole call is (`agreement.same_answer`)
 
-Tokens are those of the examples, padding not counted. CPU seconds are the process's own, also on a busy machine.
+Tasks are services of SGD ("sgd/Restaurants_1", split by dialogue), all intents of SNIPS as tools ("snips", tested on
+its own validation files) and domains of CLINC150 as an enum ("clinc150/banking", on its own test split). `--tokens`
+is a budget that does not depend on how busy the machine is. CPU seconds are the process's own, of all its threads.
 
-    python bench/train.py speed --data ../shared/data/sgd --service Restaurants_1
-    python bench/train.py curve --data ../shared/data/sgd --service Restaurants_1 --minutes 10 --turns 8 --json
+    python bench/train.py speed --data ../shared/data --task sgd/Restaurants_1
+    python bench/train.py served --data ../shared/data --task sgd/Restaurants_1 --minutes 10
 """
 
 from __future__ import annotations
@@ -20,8 +23,9 @@ import json
 import random
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +33,7 @@ from rich.console import Console
 from rich.table import Table
 
 from smallfirst import models
-from smallfirst.agreement import canonical_call
+from smallfirst.agreement import same_answer
 from smallfirst.backends.llamacpp import EngineConfig, LlamaCppBackend
 from smallfirst.backends.specialist import PromptTemplate, answer_text
 from smallfirst.backends.toolprompt import constraint_schema
@@ -37,78 +41,144 @@ from smallfirst.learn.adapter import new_adapter, peft_logits
 from smallfirst.learn.base import Base, find_base
 from smallfirst.learn.export import export_adapter
 from smallfirst.learn.llama import LoraLlama
-from smallfirst.learn.packing import Encoded, Example, batches, encode, packed, to_tensors
+from smallfirst.learn.packing import Batch, Encoded, Example, Group, encode, to_tensors, together, tokens_of
 from smallfirst.learn.progress import shown
 from smallfirst.learn.train import TrainConfig, train
 from smallfirst.stats import ratio, wilson
-from smallfirst.types import Constraint, Request, Sampling, Tool, ToolCall, ToolChoice
+from smallfirst.types import Choice, Constraint, Request, ResponseFormat, Sampling, Tool, ToolCall, ToolChoice
+from tasks import DOMAINS
 
 ROUND_TOKENS = 2048
+CALIBRATION = 0.15
 Json = dict[str, Any]
 
 
-class Service:
-    """The calls of one SGD service, as an agent would send them, with the right answers."""
+@dataclass(frozen=True)
+class Call:
+    """A call as an agent would send it, and its right answer. Calls of one episode are never on two sides."""
 
-    def __init__(self, data: Path, name: str, tests: int, seed: int) -> None:
-        tools = json.loads((data / "tools_train.json").read_text())
-        self.tools = {t["name"]: Tool(t["name"], t["description"], t["parameters"])
-                      for t in tools.values() if t["service"] == name}  # fmt: skip
-        with gzip.open(data / "calls_train.jsonl.gz", "rt") as lines:
-            rows = [row for row in map(json.loads, lines) if row["service"] == name]
-        dialogues = sorted({self.dialogue(row) for row in rows})
-        random.Random(seed).shuffle(dialogues)
-        by_dialogue = {d: [r for r in rows if self.dialogue(r) == d] for d in dialogues}
-        self.test: list[Json] = []
-        while len(self.test) < tests:
-            self.test += by_dialogue.pop(dialogues.pop())
-        self.train = [row for d in dialogues for row in by_dialogue[d]]
+    id: str
+    episode: str
+    request: Request
+    right: Choice
 
-    @staticmethod
-    def dialogue(row: Json) -> str:
-        return str(row["id"]).rsplit("/", 1)[0]
-
-    def request(self, row: Json, adapter: str | None = None) -> Request:
-        roles = {"U": "user", "S": "assistant"}
-        request = Request(
-            wire="chat",
-            body={},
-            model="specialist",
-            messages=tuple({"role": roles[who], "content": text} for who, text in row["history"]),
-            tools=tuple(self.tools.values()),
-            tool_choice=ToolChoice("required"),
-            parallel_tool_calls=False,
-            sampling=Sampling(max_tokens=200),
-            adapter=adapter,
-        )
-        schema = constraint_schema(request)
-        assert schema is not None
-        return replace(request, constraint=Constraint(schema))
-
-    def example(self, row: Json, template: PromptTemplate) -> Example:
-        request = self.request(row)
-        prompt = template.pruned(request)
+    def example(self, template: PromptTemplate) -> Example:
+        prompt = template.pruned(self.request)
         assert prompt is not None
-        call = ToolCall("", row["method"], json.dumps(row["arguments"]))
-        return Example(row["id"], self.dialogue(row), prompt, answer_text(request, [call]))
+        answer = answer_text(self.request, self.right.tool_calls, self.right.text)
+        return Example(self.id, self.episode, prompt, answer)
 
-    async def right(self, weights: Path, adapter: Path, rows: Sequence[Json]) -> tuple[int, list[float]]:
-        """How many of `rows` are answered with exactly the right call, and the machine seconds of each."""
-        backend = LlamaCppBackend(EngineConfig(weights, context=1024, slots=1, adapters={"specialist": adapter}))
-        await backend.start()
-        right, seconds = 0, []
-        try:
-            for row in rows:
-                deltas = [d async for d in backend.generate(self.request(row, "specialist"))]
-                usage = deltas[-1].usage
-                seconds.append((usage and usage.busy_seconds) or 0.0)
-                schema = self.tools[row["method"]].parameters
-                wanted = canonical_call(row["method"], json.dumps(row["arguments"]), schema)
-                calls = [c for d in deltas for c in d.tool_calls]
-                right += [canonical_call(c.name or "", c.arguments, schema) for c in calls] == [wanted]
-        finally:
-            await backend.close()
-        return right, seconds
+
+def asked(turns: Sequence[tuple[str, str]], **fields: Any) -> Request:
+    request = Request(
+        wire="chat",
+        body={},
+        model="specialist",
+        messages=tuple({"role": role, "content": text} for role, text in turns),
+        parallel_tool_calls=False,
+        sampling=Sampling(max_tokens=200),
+        **fields,
+    )
+    schema = constraint_schema(request)
+    assert schema is not None
+    return replace(request, constraint=Constraint(schema))
+
+
+def calls_of(data: Path, task: str) -> tuple[list[Call], list[Call]]:
+    """The calls of a task; those that the data set itself keeps for testing, if it does, stand in the second list."""
+    name, _, part = task.partition("/")
+    if name == "sgd":
+        return sgd(data / "sgd", part), []
+    if name == "snips":
+        return snips(data / "snips", "train_*_full"), snips(data / "snips", "validate_*")
+    return clinc(data / "clinc150", part, "train", "val"), clinc(data / "clinc150", part, "test")
+
+
+def sgd(data: Path, service: str) -> list[Call]:
+    offered = json.loads((data / "tools_train.json").read_text()).values()
+    tools = tuple(Tool(t["name"], t["description"], t["parameters"]) for t in offered if t["service"] == service)
+    roles, found = {"U": "user", "S": "assistant"}, []
+    with gzip.open(data / "calls_train.jsonl.gz", "rt") as lines:
+        for row in map(json.loads, lines):
+            if row["service"] == service:
+                turns = [(roles[who], text) for who, text in row["history"]]
+                request = asked(turns, tools=tools, tool_choice=ToolChoice("required"))
+                right = ToolCall("", row["method"], json.dumps(row["arguments"]))
+                episode = str(row["id"]).rsplit("/", 1)[0]
+                found.append(Call(row["id"], episode, request, Choice(tool_calls=(right,))))
+    return found
+
+
+def snips(data: Path, files: str) -> list[Call]:
+    rows, slots = [], defaultdict[str, set[str]](set)
+    for path in sorted(data.glob(f"{files}.json")):
+        [(intent, said)] = json.loads(path.read_bytes().decode("utf-8", "replace")).items()
+        for row in said:
+            parts = [part for part in row["data"] if "entity" in part]
+            rows.append((intent, "".join(part["text"] for part in row["data"]).strip(), parts))
+            slots[intent] |= {part["entity"] for part in parts}
+    tools = tuple(
+        Tool(intent, "", {"type": "object", "properties": {slot: {"type": "string"} for slot in sorted(names)}})
+        for intent, names in slots.items()
+    )
+    found = []
+    for n, (intent, text, parts) in enumerate(rows):
+        request = asked([("user", text)], tools=tools, tool_choice=ToolChoice("required"))
+        right = ToolCall("", intent, json.dumps({part["entity"]: part["text"].strip() for part in parts}))
+        found.append(Call(f"{files}{n}", text, request, Choice(tool_calls=(right,))))
+    return found
+
+
+def clinc(data: Path, domain: str, *parts: str) -> list[Call]:
+    rows, intents = json.loads((data / "data_full.json").read_text()), DOMAINS[domain].split()
+    schema = {"type": "object", "properties": {"intent": {"enum": intents}}, "required": ["intent"]}
+    form = ResponseFormat("json_schema", schema, "intent")
+    return [
+        Call(f"{part}{n}", text, asked([("user", text)], response_format=form), Choice(json.dumps({"intent": intent})))
+        for part in parts
+        for n, (text, intent) in enumerate(rows[part])
+        if intent in intents
+    ]
+
+
+class Splits:
+    """Test, calibration and training calls, by episode, in an order drawn by the seed."""
+
+    def __init__(self, data: Path, task: str, tests: int, seed: int) -> None:
+        calls, kept = calls_of(data, task)
+        order = random.Random(seed)
+        order.shuffle(kept)
+        episodes = sorted({call.episode for call in calls} - {call.episode for call in kept})
+        order.shuffle(episodes)
+        by_episode = defaultdict[str, list[Call]](list)
+        for call in calls:
+            by_episode[call.episode].append(call)
+        self.test = kept[:tests]
+        while len(self.test) < tests:
+            self.test += by_episode[episodes.pop()]
+        cut = round(CALIBRATION * len(episodes))
+        self.calibration = [call for episode in episodes[:cut] for call in by_episode[episode]]
+        self.train = [call for episode in episodes[cut:] for call in by_episode[episode]]
+
+
+async def right(weights: Path, adapter: Path, calls: Sequence[Call]) -> tuple[list[bool], list[float]]:
+    """Whether each call is answered right, and the machine seconds of each answer."""
+    backend = LlamaCppBackend(EngineConfig(weights, context=2048, slots=1, adapters={"specialist": adapter}))
+    await backend.start()
+    found, seconds = [], []
+    try:
+        for call in calls:
+            deltas = [d async for d in backend.generate(replace(call.request, adapter="specialist"))]
+            usage = deltas[-1].usage
+            seconds.append((usage and usage.busy_seconds) or 0.0)
+            made = tuple(ToolCall("", c.name or "", c.arguments) for d in deltas for c in d.tool_calls)
+            answer = Choice("".join(d.text for d in deltas), made)
+            found.append(same_answer(call.request, answer, call.right) is True)
+            if not found[-1]:
+                Console(stderr=True).print("wrong:", made or answer.text, "right:", call.right, markup=False)
+    finally:
+        await backend.close()
+    return found, seconds
 
 
 def speed(base: Base, examples: Sequence[Encoded], rounds: int) -> list[Json]:
@@ -118,22 +188,27 @@ def speed(base: Base, examples: Sequence[Encoded], rounds: int) -> list[Json]:
     dense = new_adapter(base, "lora", 16, 32)
     padded = new_adapter(base, "lora", 16, 32).float()
     of_peft, ours, plain = peft_logits(dense), LoraLlama(dense).logits, padded
-    methods: dict[str, tuple[Any, Callable[[list[Encoded]], None]]] = {
+    groups = together(examples, ROUND_TOKENS)
+    methods: dict[str, tuple[Any, Callable[[list[Group]], None]]] = {
         "padded": (padded, lambda part: _padded(plain, part)),
-        "dense": (dense, lambda part: _packed(of_peft, part)),
-        "ours": (dense, lambda part: _packed(ours, part)),
+        "dense": (dense, lambda part: _shared(of_peft, part)),
+        "ours": (dense, lambda part: _shared(ours, part)),
     }
     found: dict[str, list[tuple[float, float, int]]] = {name: [] for name in methods}
     optimizers = {id(m): torch.optim.AdamW([p for p in m.parameters() if p.requires_grad]) for m, _ in methods.values()}
     for i in range(rounds + 1):
-        part = _about(examples, ROUND_TOKENS, i)
+        part = _about(groups, i)
         for name, (model, step) in methods.items():
             wall, busy = time.perf_counter(), time.process_time()
             step(part)
             optimizers[id(model)].step()
             optimizers[id(model)].zero_grad()
             if i:  # the first round warms up
-                spent = (time.perf_counter() - wall, time.process_time() - busy, sum(map(len, part)))
+                spent = (
+                    time.perf_counter() - wall,
+                    time.process_time() - busy,
+                    sum(len(e) for group in part for e in group),
+                )
                 found[name].append(spent)
     slow = found["padded"]
     return [
@@ -147,28 +222,27 @@ def speed(base: Base, examples: Sequence[Encoded], rounds: int) -> list[Json]:
     ]
 
 
-def _about(examples: Sequence[Encoded], tokens: int, seed: int) -> list[Encoded]:
-    picked: list[Encoded] = []
+def _about(groups: Sequence[Group], seed: int) -> list[Group]:
+    picked: list[Group] = []
     order = random.Random(seed)
-    while sum(map(len, picked)) < tokens:
-        picked.append(order.choice(examples))
+    while sum(map(tokens_of, picked)) < ROUND_TOKENS:
+        picked.append(order.choice(groups))
     return picked
 
 
-def _packed(run: Callable[..., Any], part: list[Encoded]) -> None:
+def _shared(run: Callable[[Batch], Any], part: Sequence[Group]) -> None:
     import torch
 
-    for rows in batches(packed(part, 256), 1024):
-        batch = to_tensors(rows)
-        logits = run(batch.ids, batch.positions, batch.visible, batch.wanted)
-        torch.nn.functional.cross_entropy(logits.float(), batch.targets[batch.wanted]).backward()
+    batch = to_tensors(part)
+    torch.nn.functional.cross_entropy(run(batch).float(), batch.targets).backward()
 
 
-def _padded(model: Any, part: list[Encoded]) -> None:
+def _padded(model: Any, part: Sequence[Group]) -> None:
     import torch
 
-    for at in range(0, len(part), 8):
-        some = part[at : at + 8]
+    examples = [e for group in part for e in group]
+    for at in range(0, len(examples), 8):
+        some = examples[at : at + 8]
         longest = max(map(len, some))
         ids = torch.tensor([[*e.prompt, *e.completion, *[0] * (longest - len(e))] for e in some])
         mask = torch.tensor([[1] * len(e) + [0] * (longest - len(e)) for e in some])
@@ -177,68 +251,72 @@ def _padded(model: Any, part: list[Encoded]) -> None:
             model(input_ids=ids, attention_mask=mask, labels=labels).loss.backward()
 
 
-def curve(service: Service, weights: Path, base: Base, asked: argparse.Namespace) -> Json:
-    """Trains, and evaluates as served on held-out dialogues each time the trainer asks."""
-    template = PromptTemplate("pruned", turns=asked.turns)
-    examples = [service.example(row, template) for row in service.train]
-    random.Random(asked.seed).shuffle(examples)
-    points: list[Json] = []
-    begin = time.monotonic()
+def served(splits: Splits, weights: Path, base: Base, given: argparse.Namespace) -> Json:
+    """Trains, exports, and answers the test calls."""
+    template = PromptTemplate("pruned", turns=given.turns)
+    examples = [call.example(template) for call in splits.train]
+    size = sum(map(tokens_of, together(encode(examples, base.tokenizer(), 2048), 2048)))
+    config = TrainConfig(
+        max_minutes=given.minutes,
+        epochs=given.tokens / size if given.tokens else given.epochs,
+        learning_rate=given.learning_rate,
+        rank=given.rank,
+        alpha=2 * given.rank,
+        seed=given.seed,
+    )
     with tempfile.TemporaryDirectory() as folder:
-
-        def metric(candidate: Path) -> float:
-            target = Path(folder) / "specialist.gguf"
-            export_adapter(candidate, base, target, prompt=template)
-            right, seconds = asyncio.run(service.right(weights, target, service.test))
-            rate = wilson(right, len(service.test))
-            points.append(
-                {"minutes": (time.monotonic() - begin) / 60, "exact": rate, "call_s": sum(seconds) / len(seconds)}
-            )
-            return right / len(service.test)
-
-        config = TrainConfig(
-            max_minutes=asked.minutes, epochs=asked.epochs, evaluations=asked.evaluations, seed=asked.seed,
-            learning_rate=asked.learning_rate, rank=asked.rank, alpha=2 * asked.rank,
-        )  # fmt: skip
-        with shown(Console(stderr=True), service.test[0]["service"]) as report:
-            result = train(
-                base, examples[: asked.calls or None], (), Path(folder) / "out", config, metric=metric, report=report
-            )
-    return {"points": points, "tokens": result.tokens, "tokens_per_s": result.tokens_per_s, "ended": result.ended}
+        target, begun = Path(folder) / "specialist.gguf", time.process_time()
+        validation = [call.example(template) for call in splits.calibration]
+        with shown(Console(stderr=True), given.task) as report:
+            made = train(base, examples, validation, Path(folder) / "out", config, report=report)
+        busy = time.process_time() - begun
+        export_adapter(made.folder, base, target, prompt=template)
+        found, seconds = asyncio.run(right(weights, target, splits.test))
+    return {
+        "task": given.task,
+        "n": len(found),
+        "exact": wilson(sum(found), len(found)),
+        "call_s": sum(seconds) / len(seconds),
+        "tokens": made.tokens,
+        "epochs": made.tokens / size,
+        "minutes": made.seconds / 60,
+        "cpu_minutes": busy / 60,
+        "tokens_per_cpu_s": made.tokens / busy,
+        "calibration_loss": -made.score,
+    }
 
 
 def main() -> None:
+    usual = TrainConfig()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("speed", "curve"))
-    parser.add_argument("--data", type=Path, required=True, help="the folder of SGD's calls and tools")
-    parser.add_argument("--service", default="Restaurants_1")
+    parser.add_argument("what", choices=("speed", "served"))
+    parser.add_argument("--data", type=Path, required=True, help="the folder that holds sgd, snips and clinc150")
+    parser.add_argument("--task", default="sgd/Restaurants_1")
     parser.add_argument("--weights", default=models.DEFAULT_MODEL, help="a pulled model or a GGUF file")
-    parser.add_argument("--tests", type=int, default=200, help="calls held out, by dialogue")
-    parser.add_argument("--calls", type=int, default=0, help="calls to train on, 0 for all")
-    parser.add_argument("--turns", type=int, default=8)
-    parser.add_argument("--minutes", type=float, default=10.0)
-    parser.add_argument("--epochs", type=float, default=4.0)
-    parser.add_argument("--evaluations", type=int, default=2)
-    parser.add_argument("--learning-rate", type=float, default=1e-3)
-    parser.add_argument("--rank", type=int, default=16)
+    parser.add_argument("--tests", type=int, default=200, help="calls to answer, held out by episode")
+    parser.add_argument("--turns", type=int, default=0, help="messages of the prompt, 0 for all")
+    parser.add_argument("--minutes", type=float)
+    parser.add_argument("--tokens", type=int, default=0, help="tokens to train on, instead of epochs")
+    parser.add_argument("--epochs", type=float, default=usual.epochs)
+    parser.add_argument("--learning-rate", type=float, default=usual.learning_rate)
+    parser.add_argument("--rank", type=int, default=usual.rank)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true")
-    asked = parser.parse_args()
-    weights = models.locate(asked.weights)
-    base, service = find_base(weights), Service(asked.data, asked.service, asked.tests, asked.seed)
-    if asked.what == "curve":
-        rows = [curve(service, weights, base, asked)]
+    given = parser.parse_args()
+    weights = models.locate(given.weights)
+    base, splits = find_base(weights), Splits(given.data, given.task, given.tests, given.seed)
+    if given.what == "served":
+        rows = [served(splits, weights, base, given)]
     else:
-        template = PromptTemplate("pruned", turns=asked.turns)
-        some = [service.example(row, template) for row in service.train[:400]]
-        rows = speed(base, encode(some, base.tokenizer(), 1024), asked.rounds)
-    if asked.json:
+        some = [call.example(PromptTemplate("pruned", turns=given.turns)) for call in splits.train[:400]]
+        rows = speed(base, encode(some, base.tokenizer(), 1024), given.rounds)
+    if given.json:
         print(json.dumps(rows, default=str))
         return
     table = Table(*rows[0])
     for row in rows:
-        table.add_row(*(f"{v:.0f}" if isinstance(v, float) else str(v) for v in row.values()))
+        table.add_row(*(f"{v:.3g}" if isinstance(v, float) else str(v) for v in row.values()))
     Console().print(table)
 
 

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from smallfirst.learn import adapter, export, train  # noqa: E402
 from smallfirst.learn.base import Base, find_base  # noqa: E402
 from smallfirst.learn.curve import Point, draw  # noqa: E402
 from smallfirst.learn.llama import LoraLlama, supports  # noqa: E402
-from smallfirst.learn.packing import Encoded, Example, batches, encode, packed, to_tensors  # noqa: E402
+from smallfirst.learn.packing import Batch, Encoded, Example, Group, batches, encode, to_tensors, together, tokens_of  # noqa: E402
 from smallfirst.learn.prefer import Pair, PreferConfig, prefer  # noqa: E402
 from smallfirst.types import Request, Sampling  # noqa: E402
 
@@ -53,10 +53,8 @@ QUICK = train.TrainConfig(
     alpha=8,
     epochs=1,
     learning_rate=3e-2,
-    warmup_steps=2,
+    warmup=0.1,
     step_tokens=128,
-    batch_tokens=64,
-    row_tokens=64,
     threads=1,
 )
 
@@ -102,48 +100,68 @@ def fresh(base: Base, method: str = "lora") -> Any:
     return model
 
 
-def losses(run: Callable[..., Any], rows: list[list[Encoded]]) -> Any:
+def losses(run: Callable[..., Any], groups: Sequence[Group]) -> Any:
     """The sum of the targets' cross-entropies."""
-    batch = to_tensors(rows)
-    logits = run(batch.ids, batch.positions, batch.visible, batch.wanted)
-    return torch.nn.functional.cross_entropy(logits, batch.targets[batch.wanted], reduction="sum")
+    batch = to_tensors(groups)
+    return torch.nn.functional.cross_entropy(run(batch), batch.targets, reduction="sum")
 
 
-def test_packing_changes_no_loss(base: Base) -> None:
-    """The loss of packed examples is the sum of the losses that each has alone, and each stands in one row once."""
-    encoded = encode(examples(), base.tokenizer(), 512)
-    rows = packed(encoded, 120)
-    assert len(rows) < len(encoded)
-    assert sorted(e.prompt for row in rows for e in row) == sorted(e.prompt for e in encoded)
+def conversation(base: Base) -> list[Encoded]:
+    """Calls of one conversation, each of whose prompts goes on from the one before, and answers of their own."""
+    prompt = ""
+    made: list[Example] = []
+    for city in CITIES:
+        prompt += f"user: weather in {city}\n"
+        made.append(Example(city, "one", prompt, f'{{"city": "{city}"}}'))
+    return encode(made, base.tokenizer(), 512)
+
+
+def test_examples_cost_what_they_cost_alone(base: Base) -> None:
+    """The loss of examples that share prompts, blocks and batches is the sum of the losses that each has alone."""
+    encoded = [*conversation(base), *encode(examples(), base.tokenizer(), 512)]
+    groups = together(encoded, 2048)
+    assert sorted(e.prompt for group in groups for e in group) == sorted(e.prompt for e in encoded)
     run = LoraLlama(fresh(base)).logits
     with torch.no_grad():
-        together = float(losses(run, rows))
+        shared = float(losses(run, groups))
         alone = sum(float(losses(run, [[e]])) for e in encoded)
-    assert together == pytest.approx(alone, rel=1e-5)
+    assert shared == pytest.approx(alone, rel=1e-5)
+
+
+def test_a_conversation_is_read_once(base: Base) -> None:
+    """Calls of one conversation take the tokens of its longest prompt and of their answers, as far as a limit goes."""
+    encoded = conversation(base)
+    [group] = together(encoded, 2048)
+    assert tokens_of(group) == to_tensors([group]).tokens
+    assert tokens_of(group) == len(encoded[-1].prompt) - 1 + sum(len(e.completion) for e in encoded)
+    assert len(together(encoded, 1)) == len(encoded)
 
 
 def test_batches_stay_within_their_tokens(base: Base) -> None:
-    """Padded batches have at most the given tokens, unless one row alone is longer, and lose no row."""
-    rows = packed(encode(examples(4), base.tokenizer(), 512), 100)
-    made = list(batches(rows, 256))
-    assert [row for batch in made for row in batch] == rows
-    assert all(len(b) == 1 or len(b) * max(sum(map(len, r)) for r in b) <= 256 for b in made)
+    """Batches have at most the given tokens, unless one group alone is larger, and lose no group."""
+    groups = together([*conversation(base), *encode(examples(4), base.tokenizer(), 512)], 2048)
+    made = list(batches(groups, 128))
+    assert [group for batch in made for group in batch] == groups
+    assert all(len(batch) == 1 or to_tensors(batch).tokens <= 128 for batch in made)
 
 
 def test_the_written_out_passes_are_pefts(base: Base) -> None:
     """Loss and gradient of every LoRA parameter equal those of PEFT's own modules."""
     model = fresh(base)
-    rows = packed(encode(examples(), base.tokenizer(), 512), 120)
+    groups = together([*conversation(base), *encode(examples(), base.tokenizer(), 512)], 2048)
 
-    def peft(ids: Any, positions: Any, visible: Any, wanted: Any) -> Any:
+    def peft(batch: Batch) -> Any:
         causal = model.get_base_model()
-        mask = torch.zeros(visible.shape).masked_fill(~visible, -1e9)[:, None]
+        mask = torch.full((1, 1, batch.tokens, batch.tokens), -1e9)
+        for block in batch.blocks:
+            mask[0, 0, block.begin : block.end, block.first : block.end].masked_fill_(block.visible, 0)
+        ids, positions = batch.ids[None], batch.positions[None]
         hidden = causal.model(input_ids=ids, position_ids=positions, attention_mask=mask, use_cache=False)
-        return causal.lm_head(hidden.last_hidden_state[wanted])
+        return causal.lm_head(hidden.last_hidden_state[0, batch.wanted])
 
     found = []
     for run in (peft, LoraLlama(model).logits):
-        loss = losses(run, rows)
+        loss = losses(run, groups)
         loss.backward()
         found.append((float(loss.detach()), {n: p.grad for n, p in model.named_parameters() if p.requires_grad}))
         model.zero_grad(set_to_none=True)

@@ -42,7 +42,7 @@ def train(
     rank: Annotated[int, typer.Option(min=1, help="The adapter's rank; its scale is twice as much.")] = 16,
     epochs: Annotated[float, typer.Option(help="Go through the examples at most so often.")] = 3.0,
     minutes: Annotated[float | None, typer.Option(help="Train at most so long.")] = None,
-    lr: Annotated[float, typer.Option(help="The learning rate's largest value.")] = 1e-3,
+    lr: Annotated[float, typer.Option(help="The learning rate's largest value.")] = 2e-3,
     seed: Annotated[int, typer.Option(help="Order of the examples, and where the adapter begins.")] = 0,
     config: ConfigOption = None,
     as_json: JsonOption = False,

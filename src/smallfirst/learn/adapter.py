@@ -14,7 +14,7 @@ from smallfirst.learn.packing import Batch
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 Logits = Callable[[Batch], Any]
-"""Packed batch -> next-token logits (places that have a target, vocabulary)."""
+"""Batch -> next-token logits (places that have a target, vocabulary)."""
 
 
 def new_adapter(base: Base, method: str, rank: int, alpha: int) -> Any:
@@ -43,22 +43,25 @@ def logits_of(model: Any) -> Logits:
     from smallfirst.learn.llama import LoraLlama, supports
 
     run = LoraLlama(model).logits if supports(model) else peft_logits(model)
-    device = model.device
-
-    def logits(batch: Batch) -> Any:
-        return run(*(t.to(device) for t in (batch.ids, batch.positions, batch.visible, batch.wanted)))
-
-    return logits
+    return lambda batch: run(batch.to(model.device))
 
 
-def peft_logits(model: Any) -> Callable[..., Any]:
+def peft_logits(model: Any) -> Logits:
     """`LoraLlama.logits` for any PEFT model, computed by its own modules."""
     torch, causal = need("torch"), model.get_base_model()
 
-    def logits(ids: Any, positions: Any, visible: Any, wanted: Any) -> Any:
-        with torch.autocast(ids.device.type, torch.bfloat16):
-            made = causal.model(input_ids=ids, position_ids=positions, attention_mask=visible[:, None], use_cache=False)
-            return causal.lm_head(made.last_hidden_state[wanted])
+    def logits(batch: Batch) -> Any:
+        visible = torch.zeros(batch.tokens, batch.tokens, dtype=torch.bool, device=batch.ids.device)
+        for block in batch.blocks:
+            visible[block.begin : block.end, block.first : block.end] = block.visible
+        with torch.autocast(batch.ids.device.type, torch.bfloat16):
+            made = causal.model(
+                input_ids=batch.ids[None],
+                position_ids=batch.positions[None],
+                attention_mask=visible[None, None],
+                use_cache=False,
+            )
+            return causal.lm_head(made.last_hidden_state[0, batch.wanted])
 
     return logits
 

@@ -5,8 +5,8 @@ projections that read the same input are one product, scales are folded into wei
 in place, and only what the backward pass reads is kept. The weights are the model's, the parameters PEFT's own; both
 are checked against PEFT's forward and backward pass in the tests. Speed: bench/train.py.
 
-N is the number of tokens of a batch, B its rows, T their length, D the model's width, H heads of size d that share K
-heads of keys and values.
+N is the number of tokens of a batch, D the model's width; K heads of keys and values of size d serve G heads of queries
+each.
 """
 
 # mypy: allow-untyped-calls
@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from smallfirst.learn.packing import Batch
 
 _ADAPTER = "default"
 _HIDDEN = -1e9  # added to the score of a position that may not be seen
@@ -90,21 +92,26 @@ class LoraLlama:
             _group([mlp.down_proj]),
         )
 
-    def logits(self, ids: Tensor, positions: Tensor, visible: Tensor, wanted: Tensor) -> Tensor:
-        """Next-token logits (number wanted, vocabulary) at the places where `wanted` (B, T) is true.
-
-        `ids` and `positions` (B, T); `visible` (B, T, T) is true where a query (row) may see a key (column).
-        """
-        hidden = self._decoder.embed_tokens(ids).detach()
-        cosine, sine = (t[..., : self._size // 2] for t in self._decoder.rotary_emb(hidden, positions))
-        mask = torch.zeros(visible.shape, dtype=hidden.dtype, device=hidden.device).masked_fill_(~visible, _HIDDEN)
-        shape = (*ids.shape, self._heads, self._shared, self._size)
-        x = hidden.view(-1, hidden.shape[-1])
+    def logits(self, batch: Batch) -> Tensor:
+        """Next-token logits (W, vocabulary) at the places of the batch that have a target."""
+        hidden = self._decoder.embed_tokens(batch.ids).detach()
+        cosine, sine = (
+            t[0, :, None, None, : self._size // 2] for t in self._decoder.rotary_emb(hidden, batch.positions[None])
+        )
+        masks = [
+            torch.zeros(block.visible.shape, dtype=hidden.dtype, device=hidden.device).masked_fill_(
+                ~block.visible, _HIDDEN
+            )
+            for block in batch.blocks
+        ]
+        places = [(block.first, block.begin, block.end) for block in batch.blocks]
+        shape = (self._shared, self._heads // self._shared, self._size)
+        x = hidden
         for attention, output, gates, down in self._layers:
             qkv = _project(_Norm.apply(x, self._epsilon), attention)
-            x = _project(_Attention.apply(qkv, cosine, sine, mask, shape), output, x)
+            x = _project(_Attention.apply(qkv, cosine, sine, masks, places, shape), output, x)
             x = _project(_Gate.apply(_project(_Norm.apply(x, self._epsilon), gates)), down, x)
-        x = _Norm.apply(x[wanted.view(-1)], self._epsilon) * self._decoder.norm.weight
+        x = _Norm.apply(x[batch.wanted], self._epsilon) * self._decoder.norm.weight
         return functional.linear(x, self._head)
 
 
@@ -174,45 +181,72 @@ class _Gate(torch.autograd.Function):
 
 
 class _Attention(torch.autograd.Function):
-    """Rotary embedding and masked attention of stacked (q, k, v), N rows; q comes scaled by 1/sqrt(d)."""
+    """Rotary embedding and masked attention of stacked (q, k, v), N rows, block by block; q comes scaled by 1/sqrt(d).
+
+    Heads stand before tokens, and the G queries of a token that share keys side by side, so that a block's queries of
+    one key head are one matrix.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, qkv: Tensor, cosine: Tensor, sine: Tensor, mask: Tensor, shape: tuple[int, int, int, int, int]
+        ctx: Any,
+        qkv: Tensor,
+        cosine: Tensor,
+        sine: Tensor,
+        masks: list[Tensor],
+        places: list[tuple[int, int, int]],
+        shape: tuple[int, int, int],
     ) -> Tensor:
-        rows, length, heads, shared, size = shape
-        split = qkv.view(rows, length, heads + 2 * shared, size).transpose(1, 2)
-        turned = _rotate(split[:, : heads + shared], cosine, sine)
-        q = turned[:, :heads].reshape(rows * shared, -1, size)  # queries of one key head lie one after the other
-        k = turned[:, heads:].reshape(rows * shared, length, size)
-        v = split[:, heads + shared :].reshape(rows * shared, length, size)
-        scores = torch.bmm(q, k.transpose(1, 2)).view(rows, heads, length, length).add_(mask[:, None])
-        p = torch.softmax(scores, -1).view(rows * shared, -1, length)
-        ctx.save_for_backward(q, k, v, p, cosine, sine)
-        ctx.shape = shape
-        made = torch.bmm(p, v).view(rows, heads, length, size)
-        return made.transpose(1, 2).reshape(rows * length, heads * size)
+        shared, grouped, size = shape
+        tokens = len(qkv)
+        heads = _heads(qkv, shape)
+        q, k = (qkv.new_empty(shared, tokens, n, size) for n in (grouped, 1))
+        _rotate(heads[0], cosine, sine, q.transpose(0, 1))
+        _rotate(heads[1], cosine, sine, k.transpose(0, 1))
+        k, v = k.squeeze(2), heads[2].squeeze(2).transpose(0, 1).contiguous()
+        y = torch.empty_like(q)
+        kept = []
+        for (first, begin, end), mask in zip(places, masks, strict=True):
+            part = q[:, begin:end].reshape(shared, -1, size)
+            scores = torch.bmm(part, k[:, first:end].transpose(1, 2)).view(shared, end - begin, grouped, -1)
+            p = torch.softmax(scores.add_(mask[:, None]), -1).view(shared, part.shape[1], -1)
+            y[:, begin:end] = torch.bmm(p, v[:, first:end]).view(shared, -1, grouped, size)
+            kept.append(p)
+        ctx.save_for_backward(q, k, v, cosine, sine, *kept)
+        ctx.places, ctx.shape = places, shape
+        return y.transpose(0, 1).reshape(tokens, -1)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (dy,) = grads
-        rows, length, heads, shared, size = ctx.shape
-        q, k, v, p, cosine, sine = ctx.saved_tensors
-        dy = dy.view(rows, length, heads, size).transpose(1, 2).reshape(rows * shared, -1, size)
-        dscores = torch._softmax_backward_data(torch.bmm(dy, v.transpose(1, 2)), p, -1, p.dtype)
-        made = torch.empty(rows, length, heads + 2 * shared, size, dtype=dy.dtype, device=dy.device)
-        dq, dk, dv = made.transpose(1, 2).split((heads, shared, shared), dim=1)
-        _rotate(torch.bmm(dscores, k).view(rows, heads, length, size), cosine, -sine, dq)
-        _rotate(torch.bmm(dscores.transpose(1, 2), q).view(rows, shared, length, size), cosine, -sine, dk)
-        dv.copy_(torch.bmm(p.transpose(1, 2), dy).view(rows, shared, length, size))
-        return made.view(rows * length, -1), None, None, None, None
+        q, k, v, cosine, sine, *kept = ctx.saved_tensors
+        shared, grouped, size = ctx.shape
+        tokens = k.shape[1]
+        dy = grads[0].view(tokens, shared, grouped, size).transpose(0, 1).contiguous()
+        dq, dk, dv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
+        for (first, begin, end), p in zip(ctx.places, kept, strict=True):
+            part, dpart = (t[:, begin:end].reshape(shared, -1, size) for t in (q, dy))
+            dscores = torch._softmax_backward_data(torch.bmm(dpart, v[:, first:end].transpose(1, 2)), p, -1, p.dtype)
+            dq[:, begin:end] = torch.bmm(dscores, k[:, first:end]).view(shared, -1, grouped, size)
+            dk[:, first:end] += torch.bmm(dscores.transpose(1, 2), part)
+            dv[:, first:end] += torch.bmm(p.transpose(1, 2), dpart)
+        made = dy.new_empty(tokens, (grouped + 2) * shared * size)
+        heads = _heads(made, ctx.shape)
+        _rotate(dq.transpose(0, 1), cosine, -sine, heads[0])
+        _rotate(dk.transpose(0, 1)[:, :, None], cosine, -sine, heads[1])
+        heads[2].copy_(dv.transpose(0, 1)[:, :, None])
+        return made, None, None, None, None, None
 
 
-def _rotate(x: Tensor, cosine: Tensor, sine: Tensor, out: Tensor | None = None) -> Tensor:
-    """Heads (B, heads, T, d) turned by their positions' angles, given as (B, T, d/2); the inverse for -sine."""
-    out = torch.empty(x.shape, dtype=x.dtype, device=x.device) if out is None else out
+def _heads(stacked: Tensor, shape: tuple[int, int, int]) -> tuple[Tensor, Tensor, Tensor]:
+    """The parts of stacked (q, k, v), as views: (N, K, G, d) and two (N, K, 1, d)."""
+    shared, grouped, size = shape
+    parts = stacked.view(len(stacked), -1, size).split((shared * grouped, shared, shared), dim=1)
+    q, k, v = (part.view(len(stacked), shared, -1, size) for part in parts)
+    return q, k, v
+
+
+def _rotate(x: Tensor, cosine: Tensor, sine: Tensor, out: Tensor) -> None:
+    """Heads (N, K, G, d) turned by their tokens' angles, given as (N, 1, 1, d/2), into `out`; the inverse for -sine."""
     (first, second), (to_first, to_second) = x.chunk(2, -1), out.chunk(2, -1)
-    cosine, sine = cosine[:, None], sine[:, None]
     torch.mul(first, cosine, out=to_first).addcmul_(second, sine, value=-1)
     torch.mul(second, cosine, out=to_second).addcmul_(first, sine)
-    return out

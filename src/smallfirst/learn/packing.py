@@ -1,14 +1,14 @@
-"""Examples as a trainer reads them: tokens, packed into rows in which no example sees another.
+"""Examples as a trainer reads them: tokens, one after the other without padding, none of which sees another example's.
 
-Padding a batch to its longest example wastes most of it. Here examples fill rows one after the other; each counts its
-positions from 0 and sees itself only, so the loss is that of the examples alone, whatever they are packed with.
+The calls of one conversation share its text: their prompts, of which each begins the next, are computed once, and their
+answers branch off it. Each example counts its positions from 0 and sees its own prompt and answer only, so the loss is
+that of the examples alone, whatever they are computed with.
 """
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from smallfirst.errors import TrainError
@@ -17,8 +17,7 @@ from smallfirst.types import Json
 if TYPE_CHECKING:
     from torch import Tensor
 
-_WINDOW = 64  # examples among which rows are filled
-_IGNORED = -100
+_BLOCK = 128  # queries whose attention is computed at once: what none of them sees, later tokens, is left out
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,24 +48,42 @@ class Encoded:
         return len(self.prompt) + len(self.completion)
 
 
+Group = Sequence[Encoded]
+"""Examples whose prompts all begin the longest of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """The queries `begin` to `end` of a batch, and which of the keys `first` to `end` each may see: bool (queries,
+    keys)."""
+
+    first: int
+    begin: int
+    end: int
+    visible: Tensor
+
+
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Packed rows, all tensors (rows, length) but `visible` (rows, length, length): row may see column.
-
-    `targets` is the next token where there is a loss, else -100, `weights` what the loss counts there. `tokens` is
-    the number of tokens that are not padding.
-    """
+    """N tokens: `ids` and `positions` (N,). Blocks hold all queries, in order. `wanted` (W,) are the places that have
+    a target, `targets` (W,) the next tokens there, and `weights` (W,) what the loss counts."""
 
     ids: Tensor
     positions: Tensor
-    visible: Tensor
+    blocks: tuple[Block, ...]
+    wanted: Tensor
     targets: Tensor
     weights: Tensor
-    tokens: int
 
     @property
-    def wanted(self) -> Tensor:
-        return self.targets != _IGNORED
+    def tokens(self) -> int:
+        return len(self.ids)
+
+    def to(self, device: Any) -> Batch:
+        """The same on a device."""
+        blocks = tuple(replace(block, visible=block.visible.to(device)) for block in self.blocks)
+        names = ("ids", "positions", "wanted", "targets", "weights")
+        return replace(self, blocks=blocks, **{name: getattr(self, name).to(device) for name in names})
 
 
 def encode(examples: Sequence[Example], tokenizer: Any, limit: int) -> list[Encoded]:
@@ -89,62 +106,96 @@ def encode(examples: Sequence[Example], tokenizer: Any, limit: int) -> list[Enco
     return fitting
 
 
-def packed(examples: Sequence[Encoded], row: int, shuffle: random.Random | None = None) -> list[list[Encoded]]:
-    """Rows of examples, each filled up to `row` tokens; a longer example has a row of its own.
-
-    Windows of shuffled examples are filled first-fit by decreasing length; without `shuffle` the given order is kept
-    as far as this goes.
-    """
-    order = list(examples)
-    if shuffle:
-        shuffle.shuffle(order)
-    rows: list[list[Encoded]] = []
-    for start in range(0, len(order), _WINDOW):
-        window: list[list[Encoded]] = []
-        for example in sorted(order[start : start + _WINDOW], key=len, reverse=True):
-            fitting = (r for r in window if sum(map(len, r)) + len(example) <= row)
-            target = next(fitting, None)
-            if target is None:
-                window.append([example])
-            else:
-                target.append(example)
-        if shuffle:
-            shuffle.shuffle(window)
-        rows += window
-    return rows
+def together(examples: Sequence[Encoded], most_tokens: int) -> list[Group]:
+    """The examples in groups, as large as they can be with at most so many tokens; a larger example stands alone."""
+    groups: list[list[Encoded]] = []
+    for example in sorted(examples, key=lambda e: e.prompt, reverse=True):
+        last = groups[-1] if groups else [example]
+        fits = last[0].prompt[: len(example.prompt)] == example.prompt
+        if groups and fits and tokens_of(last) + len(example.completion) <= most_tokens:
+            last.append(example)
+        else:
+            groups.append([example])
+    return list(groups)
 
 
-def batches(rows: Sequence[Sequence[Encoded]], most_tokens: int) -> Iterator[list[Sequence[Encoded]]]:
-    """Runs of rows that, padded to the longest, have at most `most_tokens`; a longer row stands alone."""
-    batch: list[Sequence[Encoded]] = []
-    for row in rows:
-        longest = max(sum(map(len, r)) for r in [*batch, row])
-        if batch and longest * (len(batch) + 1) > most_tokens:
+def tokens_of(group: Group) -> int:
+    """How many tokens a group takes in a batch."""
+    return _trunk(group) + sum(len(e.completion) for e in group)
+
+
+def batches(groups: Sequence[Group], most_tokens: int) -> Iterator[list[Group]]:
+    """Runs of groups of together at most so many tokens; a larger group stands alone."""
+    batch: list[Group] = []
+    taken = 0
+    for group in groups:
+        size = tokens_of(group)
+        if batch and taken + size > most_tokens:
             yield batch
-            batch = []
-        batch.append(row)
+            batch, taken = [], 0
+        batch.append(group)
+        taken += size
     if batch:
         yield batch
 
 
-def to_tensors(rows: Sequence[Sequence[Encoded]]) -> Batch:
-    """The rows as tensors, padded on the right to the longest."""
+def to_tensors(groups: Sequence[Group]) -> Batch:
+    """The groups one after the other; their targets stand in the order of the examples.
+
+    Of each group comes first its trunk, the longest prompt without its last token. Then, for each example, the last
+    token of its prompt and its answer but for the end token, which see the trunk as far as that prompt goes.
+    """
     import torch
 
-    length = max(sum(map(len, row)) for row in rows)
-    shape = (len(rows), length)
-    ids, positions = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.long)
-    targets, weights = torch.full(shape, _IGNORED), torch.zeros(shape)
-    owner = torch.full(shape, -1)
-    for i, row in enumerate(rows):
-        at = 0
-        for j, example in enumerate(row):
-            end, answer = at + len(example), at + len(example.prompt) - 1
-            ids[i, at:end] = torch.tensor([*example.prompt, *example.completion])
-            positions[i, at:end] = torch.arange(len(example))
-            targets[i, answer : end - 1] = torch.tensor(example.completion)
-            weights[i, answer : end - 1] = example.weight
-            owner[i, at:end] = j
+    ids: list[int] = []
+    positions: list[int] = []
+    wanted: list[int] = []
+    for group in groups:
+        trunk = max((e.prompt for e in group), key=len)[:-1]
+        ids += trunk
+        positions += range(len(trunk))
+        for example in group:
+            start, length = len(example.prompt) - 1, len(example.completion)
+            wanted += range(len(ids), len(ids) + length)
+            ids += [example.prompt[-1], *example.completion[:-1]]
+            positions += range(start, start + length)
+    examples = [example for group in groups for example in group]
+    return Batch(
+        ids=torch.tensor(ids),
+        positions=torch.tensor(positions),
+        blocks=tuple(_blocks(groups)),
+        wanted=torch.tensor(wanted),
+        targets=torch.tensor([token for e in examples for token in e.completion]),
+        weights=torch.tensor([e.weight for e in examples for _ in e.completion]),
+    )
+
+
+def _blocks(groups: Sequence[Group]) -> Iterator[Block]:
+    first = 0
+    for run in batches(groups, _BLOCK):  # small groups share a block
+        visible = _visible(run)
+        for begin in range(0, len(visible), _BLOCK):
+            end = min(begin + _BLOCK, len(visible))
+            yield Block(first, first + begin, first + end, visible[begin:end, :end])
+        first += len(visible)
+
+
+def _visible(groups: Sequence[Group]) -> Tensor:
+    """Which of the groups' tokens (columns) each of them (rows) may see."""
+    import torch
+
+    size, at = sum(map(tokens_of, groups)), 0
+    seen = torch.zeros(size, size, dtype=torch.bool)
+    for group in groups:
+        begin, at = at, at + _trunk(group)
+        seen[begin:at, begin:at] = True
+        for example in group:
+            end = at + len(example.completion)
+            seen[at:end, begin : begin + len(example.prompt) - 1] = True
+            seen[at:end, at:end] = True
             at = end
-    visible = (owner[:, :, None] == owner[:, None, :]) & torch.ones(length, length, dtype=torch.bool).tril()
-    return Batch(ids, positions, visible, targets, weights, int((owner >= 0).sum()))
+    return seen.tril_()
+
+
+def _trunk(group: Group) -> int:
+    return max(len(e.prompt) for e in group) - 1

@@ -21,7 +21,7 @@ from smallfirst.errors import TrainError
 from smallfirst.learn.adapter import load_adapter, logits_of
 from smallfirst.learn.base import Base
 from smallfirst.learn.extra import need
-from smallfirst.learn.packing import Encoded, Example, encode, to_tensors
+from smallfirst.learn.packing import Example, Group, encode, to_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -94,12 +94,12 @@ def prefer(
     return Preferred(folder, mean, ordered / len(rows))
 
 
-def _gap(logits: Any, rows: Sequence[Sequence[Encoded]]) -> Tensor:
-    """log p(right) - log p(wrong) of rows that hold the two, shape (rows,)."""
+def _gap(logits: Any, pairs: Sequence[Group]) -> Tensor:
+    """log p(right) - log p(wrong) of pairs, each a group of the two, shape (pairs,)."""
     torch = need("torch")
-    batch = to_tensors(rows)
+    batch = to_tensors(pairs)
     made = logits(batch).float()
-    losses = torch.nn.functional.cross_entropy(made, batch.targets[batch.wanted].to(made.device), reduction="none")
-    sums = [part.sum() for part in losses.split([len(e.completion) for row in rows for e in row])]
+    losses = torch.nn.functional.cross_entropy(made, batch.targets.to(made.device), reduction="none")
+    sums = [part.sum() for part in losses.split([len(e.completion) for pair in pairs for e in pair])]
     gaps: Tensor = torch.stack([wrong - right for right, wrong in zip(sums[::2], sums[1::2], strict=True)])
     return gaps

@@ -3,7 +3,7 @@
 The stage hands over a folder: PEFT's adapter (`adapter_model.safetensors`, `adapter_config.json`), `curve.svg`, and
 while it runs `checkpoint.pt`, from which a killed training continues. `export` makes the engine's file out of it.
 
-On a CPU the time is the budget, so the learning rate follows the share of the plan that is done, in steps or in
+On a CPU the time is the budget, so the learning rate follows the share of the plan that is done, in tokens or in
 minutes, whichever is further: training that ends early by the clock has cooled down all the same.
 """
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import math
 import random
 import shutil
@@ -27,12 +28,13 @@ from smallfirst.learn.adapter import logits_of, new_adapter
 from smallfirst.learn.base import Base
 from smallfirst.learn.curve import Point, draw
 from smallfirst.learn.extra import need
-from smallfirst.learn.packing import Batch, Encoded, Example, batches, encode, packed, to_tensors
+from smallfirst.learn.packing import Batch, Encoded, Example, Group, batches, encode, to_tensors, together, tokens_of
 
 _CHECKPOINT = "checkpoint.pt"
 _LARGEST_GRADIENT = 1.0
 _BETAS = (0.9, 0.99)
 _SPEED_SPAN = 10  # steps over which tokens/s are shown
+_VALIDATION_TOKENS = 8192  # of the validation examples that an evaluation without a metric takes
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,24 +42,23 @@ class TrainConfig:
     """How to train.
 
     method "dora" adds a learned magnitude to each row, "qlora" keeps the frozen weights in 4 bits (needs a GPU and
-    bitsandbytes). `longest` leaves out examples of more tokens. A step takes about `step_tokens` tokens, computed
-    `batch_tokens` at a time; rows are filled up to `row_tokens`. Training ends after `epochs`, after `max_minutes` of
-    steps (evaluations not counted), or when `patience` of the `evaluations`, which are spread over the plan, brought
-    no better adapter. `threads` None: torch's own.
+    bitsandbytes). The learning rate rises to its largest value over the first `warmup` of the plan, and falls to 0 at
+    its end. `longest` leaves out examples of more tokens. A step takes at most `step_tokens` tokens, or one longer
+    example. Training ends after `epochs`, after `max_minutes`, in which evaluations on the way count, or when
+    `patience` of the `evaluations`, which are spread over the plan, brought no better adapter. `threads` None: torch's
+    own.
     """
 
     method: Literal["lora", "dora", "qlora"] = "lora"
     rank: int = 16
     alpha: int = 32
-    learning_rate: float = 1e-3
-    warmup_steps: int = 15
+    learning_rate: float = 2e-3
+    warmup: float = 0.05
     epochs: float = 3.0
     max_minutes: float | None = None
-    step_tokens: int = 1024
-    batch_tokens: int = 1024
-    row_tokens: int = 256
+    step_tokens: int = 512
     longest: int = 2048
-    evaluations: int = 4
+    evaluations: int = 3
     patience: int = 3
     checkpoint_s: float = 60.0
     seed: int = 0
@@ -69,9 +70,8 @@ class TrainConfig:
             "alpha",
             "learning_rate",
             "epochs",
+            "warmup",
             "step_tokens",
-            "batch_tokens",
-            "row_tokens",
             "longest",
         ):
             if getattr(self, name) <= 0:
@@ -169,11 +169,13 @@ class _Training:
             self._torch.set_num_threads(config.threads)
         self._torch.manual_seed(config.seed)
         tokenizer = base.tokenizer()
-        self._examples = encode(examples, tokenizer, config.longest)
-        self._left_out = len(examples) - len(self._examples)
+        encoded = encode(examples, tokenizer, config.longest)
+        self._left_out = len(examples) - len(encoded)
+        self._groups = together(encoded, config.longest)
+        self._planned = config.epochs * sum(map(tokens_of, self._groups))
         if not validation and metric is None:
             raise TrainError("There is nothing to evaluate on.", hint="Give validation examples or a metric.")
-        self._validation = encode(validation, tokenizer, config.longest) if validation else []
+        self._validation = self._sample(encode(validation, tokenizer, config.longest)) if validation else []
         self._plan = _fingerprint(base, examples, config)
         self._model = new_adapter(base, config.method, config.rank, config.alpha)
         self._logits = logits_of(self._model)
@@ -186,27 +188,27 @@ class _Training:
     def run(self, report: Callable[[Progress], None]) -> Trained:
         self._restore()
         config, state = self._config, self._state
-        steps = math.ceil(self._steps_per_epoch() * config.epochs)
-        saved, recent = time.monotonic(), [(state.tokens, state.seconds)]
+        saved = time.monotonic()
+        recent: list[tuple[int, float]] = []  # tokens and seconds of the last steps
         ended: Literal["epochs", "minutes", "patience"] = "epochs"
-        for rows in self._steps(steps):
-            done = self._done(steps)
+        for groups in self._steps():
+            done = self._done()
             if done >= 1:
-                ended = "minutes"
+                ended = "epochs" if state.tokens >= self._planned else "minutes"
                 break
             begun = time.monotonic()
-            loss, tokens = self._step(rows, done)
-            state.step, state.tokens = state.step + 1, state.tokens + tokens
-            state.seconds += time.monotonic() - begun
+            loss, tokens = self._step(groups, done)
+            spent = time.monotonic() - begun
+            state.step, state.tokens, state.seconds = state.step + 1, state.tokens + tokens, state.seconds + spent
             state.curve.append(Point(state.step, state.tokens, state.seconds, loss, None))
-            if self._done(steps) * config.evaluations >= state.evaluated + 1 and not self._better():
+            recent = [*recent[1 - _SPEED_SPAN :], (tokens, spent)]
+            if self._done() * config.evaluations >= state.evaluated + 1 and not self._better():
                 ended = "patience"
                 break
             if time.monotonic() - saved > config.checkpoint_s:
                 self._save()
                 saved = time.monotonic()
-            recent = [*recent[-_SPEED_SPAN:], (state.tokens, state.seconds)]
-            report(self._progress(steps, loss, recent))
+            report(self._progress(loss, recent))
         if not state.curve or state.curve[-1].score is None:
             self._better()
         draw(state.curve, self._folder / "curve.svg")
@@ -223,59 +225,50 @@ class _Training:
             left_out=self._left_out,
         )
 
-    def _done(self, steps: int) -> float:
+    def _done(self) -> float:
         minutes = self._config.max_minutes
-        return max(self._state.step / steps, self._state.seconds / (60 * minutes) if minutes else 0.0)
+        return max(self._state.tokens / self._planned, self._state.seconds / (60 * minutes) if minutes else 0.0)
 
-    def _steps_per_epoch(self) -> int:
-        return max(1, round(sum(map(len, self._examples)) / self._config.step_tokens))
-
-    def _steps(self, most: int) -> Iterator[Sequence[Sequence[Encoded]]]:
-        """The steps' rows from where training stands; what a step is follows from the seed and its number alone."""
-        made, epoch = 0, 0
-        while True:
-            rows = packed(self._examples, self._config.row_tokens, random.Random(f"{self._config.seed}/{epoch}"))
-            for step in batches(rows, self._config.step_tokens):
-                if made >= most:
-                    return
+    def _steps(self) -> Iterator[Sequence[Group]]:
+        """The steps from where training stands, without end; what a step is follows from the seed and its number."""
+        made = 0
+        for epoch in itertools.count():
+            order = list(self._groups)
+            random.Random(f"{self._config.seed}/{epoch}").shuffle(order)
+            for step in batches(order, self._config.step_tokens):
                 if made >= self._state.step:
                     yield step
                 made += 1
-            epoch += 1
 
-    def _step(self, rows: Sequence[Sequence[Encoded]], done: float) -> tuple[float, int]:
+    def _step(self, groups: Sequence[Group], done: float) -> tuple[float, int]:
         """One step of the optimizer; returns the mean loss per target token, and the tokens."""
         config = self._config
-        warm = min(1.0, (self._state.step + 1) / max(1, config.warmup_steps))
-        for group in self._optimizer.param_groups:
-            group["lr"] = config.learning_rate * warm * (1 - done)
-        parts = [to_tensors(part) for part in batches(rows, config.batch_tokens)]
-        total = sum(float(part.weights.sum()) for part in parts)
-        loss = 0.0
-        for part in parts:
-            value = self._loss(part) / total
-            value.backward()
-            loss += float(value.detach())
-        if not math.isfinite(loss):
-            raise TrainError(f"The loss is {loss} at step {self._state.step}.", hint="Lower the learning rate.")
+        for parameters in self._optimizer.param_groups:
+            parameters["lr"] = config.learning_rate * min(1.0, (done + 1e-3) / config.warmup) * (1 - done)
+        batch = to_tensors(groups)
+        loss = self._loss(batch) / batch.weights.sum()
+        loss.backward()
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise TrainError(f"The loss is {value} at step {self._state.step}.", hint="Lower the learning rate.")
         self._torch.nn.utils.clip_grad_norm_(self._parameters, _LARGEST_GRADIENT)
         self._optimizer.step()
         self._optimizer.zero_grad()
-        return loss, sum(part.tokens for part in parts)
+        return value, batch.tokens
 
     def _loss(self, batch: Batch) -> Any:
         """Sum over target tokens of weight times cross-entropy."""
-        wanted = batch.wanted
-        logits = self._logits(batch)
-        targets, weights = batch.targets[wanted].to(logits.device), batch.weights[wanted].to(logits.device)
-        return (self._torch.nn.functional.cross_entropy(logits.float(), targets, reduction="none") * weights).sum()
+        logits = self._logits(batch).float()
+        losses = self._torch.nn.functional.cross_entropy(logits, batch.targets.to(logits.device), reduction="none")
+        return (losses * batch.weights.to(logits.device)).sum()
 
     def _better(self) -> bool:
         """Evaluates, keeps the adapter if it is the best so far; False when patience is at its end."""
-        state = self._state
+        state, begun = self._state, time.monotonic()
         draft = self._folder / "candidate"
         self._model.save_pretrained(draft)
         score = self._metric(draft) if self._metric else -self._validation_loss()
+        state.seconds += time.monotonic() - begun
         state.evaluated += 1
         if state.curve:
             state.curve[-1] = msgspec.structs.replace(state.curve[-1], score=score)
@@ -287,11 +280,17 @@ class _Training:
         self._save()
         return state.misses < self._config.patience
 
+    def _sample(self, examples: Sequence[Encoded]) -> list[Group]:
+        """As many of the examples, drawn by the seed, as an evaluation takes."""
+        groups = together(examples, self._config.longest)
+        random.Random(self._config.seed).shuffle(groups)
+        return next(batches(groups, _VALIDATION_TOKENS))
+
     def _validation_loss(self) -> float:
         loss = weight = 0.0
         with self._torch.no_grad():
-            for rows in batches(packed(self._validation, self._config.row_tokens), self._config.batch_tokens):
-                batch = to_tensors(rows)
+            for groups in batches(self._validation, self._config.step_tokens):
+                batch = to_tensors(groups)
                 loss, weight = loss + float(self._loss(batch)), weight + float(batch.weights.sum())
         return loss / weight
 
@@ -321,16 +320,15 @@ class _Training:
         state = kept["state"]
         self._state = _State(**{**state, "curve": msgspec.convert(state["curve"], list[Point])})
 
-    def _progress(self, steps: int, loss: float, recent: list[tuple[int, float]]) -> Progress:
-        state, done = self._state, min(1.0, self._done(steps))
-        (tokens, begun), (tokens_after, ended) = recent[0], recent[-1]
+    def _progress(self, loss: float, recent: Sequence[tuple[int, float]]) -> Progress:
+        state, done = self._state, min(1.0, self._done())
         scores = [p.score for p in state.curve if p.score is not None]
         return Progress(
             step=state.step,
             done=done,
             loss=loss,
             tokens=state.tokens,
-            tokens_per_s=(tokens_after - tokens) / max(ended - begun, 1e-9),
+            tokens_per_s=sum(tokens for tokens, _ in recent) / max(sum(seconds for _, seconds in recent), 1e-9),
             seconds_left=state.seconds * (1 - done) / done,
             score=scores[-1] if scores else None,
         )
