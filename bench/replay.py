@@ -48,19 +48,20 @@ FIGURES = ("accuracy", "escalation", "accepted failure", "CPS ratio", "CPS ratio
 
 @dataclass(frozen=True, slots=True)
 class Decided:
-    """A way's scores on a test half, its own threshold there, and what asking first costs by call."""
+    """A way's scores on a test half, whether the small answers it would keep are right, its own threshold there, and
+    what asking first costs by call."""
 
     index: Indices
     scores: Floats
+    right: Floats
     threshold: float
     asking: Floats
 
 
 @dataclass(frozen=True, slots=True)
 class Stakes:
-    """By call: whether the small answer (as the way uses it) and the large one are right, what the large one costs."""
+    """By call: whether the large answer is right, and what it costs."""
 
-    small_right: Floats
     large_right: Floats
     large_cost: Floats
 
@@ -108,32 +109,31 @@ def measure(pair: str, arguments: argparse.Namespace) -> tuple[list[dict[str, An
     parts = list(halves(len(bench.calls), settings))
     recorded = np.array([call.answers[small].correct for call in bench.calls], dtype=float)
     facts = bench.facts
-    mended = Stakes(facts.small_right.astype(float), facts.large_right.astype(float), facts.large_cost)
-    ways: dict[str, tuple[Stakes, list[Decided]]] = {OURS: (mended, [_ours(bench, *part) for part in parts])}
-    as_recorded = Stakes(recorded, mended.large_right, facts.large_cost)
+    stakes, mended = Stakes(facts.large_right.astype(float), facts.large_cost), facts.small_right.astype(float)
+    ways: dict[str, list[Decided]] = {OURS: [_ours(bench, *part) for part in parts]}
     for name, scores in _simple(bench).items():
         asking = facts.small_cost + (facts.second_cost * facts.small_valid if name == "agreement" else 0.0)
-        ways[name] = (mended, [Decided(test, scores[test], 0.5, asking[test]) for _, test in parts])
+        ways[name] = [Decided(test, scores[test], mended[test], 0.5, asking[test]) for _, test in parts]
     notes = []
     for peer in every():
         if arguments.only and peer.name not in arguments.only:
             continue
         try:
-            ways[peer.name] = (as_recorded, _peer(peer, bench, parts, f"{pair}: {peer.name}"))
+            ways[peer.name] = _peer(peer, bench, parts, recorded, f"{pair}: {peer.name}")
             notes.append(f"{peer.name}: {peer.settings}")
         except NotInstalled as reason:
             notes.append(f"{peer.name}: left out, {reason}")
-    ours = _at_par(*ways[OURS])
-    rows = [{"pair": pair, "way": name, **_figures(*way, ours)} for name, way in ways.items()]
+    ours = _at_par(stakes, ways[OURS])
+    rows = [{"pair": pair, "way": name, **_figures(stakes, way, ours)} for name, way in ways.items()]
     return rows, notes
 
 
 def _ours(bench: Bench, fit: Indices, test: Indices) -> Decided:
     acceptance: Acceptance = certified(bench, fit, len(test))
-    confidence = acceptance.model.confidences(bench.rows(test))
+    confidence, right = bench.offered(test, acceptance)
     valid = bench.facts.small_valid[test]
     asking = bench.facts.small_cost + bench.facts.second_cost * bench.facts.small_valid
-    return Decided(test, np.where(valid, confidence, 0.0), acceptance.threshold, asking[test])
+    return Decided(test, np.where(valid, confidence, 0.0), right.astype(float), acceptance.threshold, asking[test])
 
 
 def _simple(bench: Bench) -> Mapping[str, Floats]:
@@ -142,7 +142,9 @@ def _simple(bench: Bench) -> Mapping[str, Floats]:
     return found | ({"agreement": (facts.small_valid & facts.agrees).astype(float)} if facts.agrees.any() else {})
 
 
-def _peer(peer: Peer, bench: Bench, parts: Sequence[tuple[Indices, Indices]], title: str) -> list[Decided]:
+def _peer(
+    peer: Peer, bench: Bench, parts: Sequence[tuple[Indices, Indices]], recorded: Floats, title: str
+) -> list[Decided]:
     settings, calls = bench.settings, bench.calls
     samples = [_sample(call) for call in calls]
     correct = [{model: answer.correct for model, answer in call.answers.items()} for call in calls]
@@ -165,7 +167,7 @@ def _peer(peer: Peer, bench: Bench, parts: Sequence[tuple[Indices, Indices]], ti
             asking = bench.facts.small_cost[test] + (bench.facts.second_cost[test] if peer.asks_second else 0.0)
             if peer.pre_generation:  # the small model is asked only where its answer is kept
                 asking = np.where(np.isfinite(scores), asking, 0.0)
-            made.append(Decided(test, scores, peer.threshold, asking))
+            made.append(Decided(test, scores, recorded[test], peer.threshold, asking))
     return made
 
 
@@ -187,11 +189,11 @@ def _by_call(stakes: Stakes, decided: Sequence[Decided], kept: Sequence[Floats])
     for each, keep in zip(decided, kept, strict=True):
         i = each.index
         times[i] += 1
-        sums["success"][i] += np.where(keep > 0, keep * stakes.small_right[i], 0) + (1 - keep) * stakes.large_right[i]
+        sums["success"][i] += np.where(keep > 0, keep * each.right, 0) + (1 - keep) * stakes.large_right[i]
         asked = each.asking if np.any(keep > 0) else np.zeros(len(i))
         sums["cost"][i] += asked + (1 - keep) * stakes.large_cost[i]
         sums["kept"][i] += keep
-        sums["failed"][i] += keep * (1 - stakes.small_right[i])
+        sums["failed"][i] += keep * (1 - each.right)
         sums["alone"][i] += stakes.large_cost[i]
         sums["right"][i] += stakes.large_right[i]
     tested = times > 0

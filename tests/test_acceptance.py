@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from smallfirst.acceptance import Acceptance, Costs, certify
+from smallfirst.acceptance import Acceptance, Beside, Costs, certify
 from smallfirst.errors import CalibrationError
 from smallfirst.guarantee import Certificate, Refusal
 
@@ -136,3 +136,58 @@ def test_without_alpha_failures_are_priced() -> None:
     assert free.coverage == 1
     assert dear.n == 400
     assert not isinstance(dear, Certificate) or dear.coverage < 0.7
+
+
+def team(n: int, seed: int = 0) -> tuple[list[dict[str, float]], list[bool], Beside]:
+    """Two models that know different things: one the short requests, the other the long ones; they seldom agree."""
+    rng = np.random.default_rng(seed)
+    rows, right, theirs, known = [], [], [], []
+    for _ in range(n):
+        long = bool(rng.random() < 0.5)
+        row = {"no_call": 0.0, "words": 60.0 if long else 10.0, "agree": 0.0}
+        rows.append({**row, "grounded_min": float(not long)})
+        theirs.append({**row, "grounded_min": float(long)})
+        right.append(bool(rng.random() < (0.1 if long else 0.97)))
+        known.append(bool(rng.random() < (0.97 if long else 0.1)))
+    return rows, right, Beside("second", theirs, known, range(n))
+
+
+def test_two_models_that_know_different_things_cover_more_together() -> None:
+    """The surer of two differing answers is what is promised; each keeps its own confidence, in JSON too."""
+    rows, right, second = team(600)
+    given: dict[str, Any] = {"alpha": 0.1, "delta": 0.05, "task": "t", "stage": "small", "label": "x", "made_at": 7.0}
+    alone, together = certify(rows, right, **given), certify(rows, right, others=[second], **given)
+    assert isinstance(alone.outcome, Certificate)
+    assert isinstance(together.outcome, Certificate)
+    assert alone.outcome.coverage < 0.6 < 0.9 < together.outcome.coverage
+    assert together.outcome.bound <= 0.1
+    long = second.rows[int(np.argmax([row["words"] for row in second.rows]))]
+    sure = together.beside("second", long)
+    assert sure is not None
+    assert sure >= together.threshold
+    assert together.beside("third", long) is None
+    assert Acceptance.from_json(json.loads(json.dumps(together.to_json()))).beside("second", long) == sure
+
+
+def test_a_second_model_with_few_labels_stays_evidence() -> None:
+    """Below what a calibrator needs its answers teach, and are not served."""
+    rows, right, second = team(200)
+    few = Beside("second", second.rows[:20], list(second.correct)[:20], range(20))  # type: ignore[call-overload]
+    made = certify(rows, right, others=[few], alpha=0.1, delta=0.05, task="t", stage="small", label="x", made_at=7.0)
+    assert made.others == {}
+
+
+def test_the_promise_holds_for_the_surest_answer() -> None:
+    """Of certificates of two models on fresh calls, few have a failure rate above alpha."""
+    broken = 0
+    given: dict[str, Any] = {"alpha": 0.1, "delta": 0.1, "task": "t", "stage": "small", "label": "x", "made_at": 7.0}
+    for seed in range(30):
+        rows, right, second = team(250, seed)
+        made = certify(rows, right, others=[second], **given)
+        fresh, good, theirs = team(4000, 1000 + seed)
+        own = made.model.confidences(fresh)
+        other = made.others["second"].confidences(theirs.rows)
+        sure, correct = np.maximum(own, other), np.where(other > own, theirs.correct, good)
+        accepted = sure >= made.threshold
+        broken += bool(accepted.any() and (~correct[accepted].astype(bool)).mean() > 0.1)
+    assert broken <= 6  # P(more than 6 of 30 at a rate of 0.1) = 2.6 %

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -50,13 +50,17 @@ class Pricing:
 
 @dataclass(frozen=True)
 class Calibrator:
-    """Gives every answer the same confidence."""
+    """Gives every answer the same confidence, and other stages' answers beside it theirs."""
 
     value: float
     threshold: float = 0.9
+    others: Mapping[str, float] = field(default_factory=dict)
 
     def confidence(self, features: Any) -> float:
         return self.value
+
+    def beside(self, stage: str, features: Any) -> float | None:
+        return self.others.get(stage)
 
 
 @dataclass
@@ -350,3 +354,45 @@ def test_nothing_unsure_and_nothing_invalid_is_accepted(
     assert (outcome.decision == "accept") == bool(accepted)
     if outcome.completion is not None:
         assert outcome.attempts[outcome.served or 0].verdict.ok
+
+
+def beside(name: str, answer: str) -> Stage:
+    return Stage(name, FakeBackend(name, calls(answer)), name, small=True)
+
+
+@pytest.mark.parametrize(
+    ("own", "theirs", "answer", "served"),
+    [
+        (0.5, 0.95, '{"a": 2}', "second"),
+        (0.95, 0.97, '{"a": 2}', "second"),
+        (0.95, 0.92, '{"a": 2}', "small"),
+        (0.95, 0.99, GOOD, "small"),
+        (0.5, 0.8, '{"a": 2}', "large"),
+        (0.5, 0.99, BAD, "large"),
+    ],
+)
+async def test_of_two_small_answers_that_differ_the_surer_one_is_served(
+    own: float, theirs: float, answer: str, served: str
+) -> None:
+    """If it is sure enough; one that says the same or is not valid stays evidence, and both are paid for."""
+    second, judge = beside("second", answer), Calibrator(own, others={"second": theirs})
+    await second.backend.start()
+    outcome = await run([stage("small", calls(GOOD)), stage("large", calls(GOOD))], calibrator=judge, others=(second,))
+    assert outcome.served is not None
+    assert outcome.attempts[outcome.served].stage == served
+    assert outcome.decision == ("escalate" if served == "large" else "accept")
+    small, evidence = outcome.attempts[:2]
+    assert (small.decision, evidence.decision) == (outcome.decision, "evidence")
+    assert small.confidence == own
+    assert evidence.confidence == (theirs if answer == '{"a": 2}' else None)
+
+
+async def test_an_answer_that_the_calibrator_does_not_judge_stays_evidence() -> None:
+    """Without a calibration of its own a second model's answer is never served."""
+    second = beside("second", '{"a": 2}')
+    await second.backend.start()
+    stages = [stage("small", calls(GOOD)), stage("large", calls('{"a": 3}'))]
+    outcome = await run(stages, calibrator=Calibrator(0.5), others=(second,))
+    assert outcome.served is not None
+    assert outcome.attempts[outcome.served].stage == "large"
+    assert outcome.attempts[1].features["agree"] == 0

@@ -12,7 +12,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from smallfirst import agreement
-from smallfirst.confidence import FEATURES, REQUEST_FEATURES, entropy, features, json_spans, margin, value_tokens
+from smallfirst.confidence import (
+    COMPRESSION_FEATURES,
+    FEATURES,
+    REQUEST_FEATURES,
+    entropy,
+    features,
+    json_spans,
+    margin,
+    value_tokens,
+)
 from smallfirst.types import (
     Choice,
     Completion,
@@ -195,10 +204,8 @@ def test_what_is_unknown_is_absent() -> None:
     needs_tokens = {"value_tokens", "decision_entropy", *(f for f in FEATURES if f.startswith(("margin", "logprob")))}
     needs_arguments = {"grounded_min", "grounded_mean", "optional_grounded_min"}
     needs_no_call = {"uncalled_about"}
-    assert (
-        found(call).keys()
-        == FEATURES.keys() - needs_tokens - needs_arguments - needs_no_call - agreement.FEATURES.keys()
-    )
+    needs_others = agreement.FEATURES.keys() | COMPRESSION_FEATURES.keys()
+    assert found(call).keys() == FEATURES.keys() - needs_tokens - needs_arguments - needs_no_call - needs_others
     assert found(Choice()).keys() >= {*REQUEST_FEATURES, "no_call", "uncalled_about"}
     plain = Request("chat", {}, "m", (), tool_choice=ToolChoice("none"), tools=(WEATHER,))
     assert "no_call" not in found(Choice(text="x", logprobs=(token("x", 0.5, 0.5),)), plain)

@@ -42,6 +42,9 @@ class Sure:
     def confidence(self, features: Any) -> float:
         return 0.5
 
+    def beside(self, stage: str, features: Any) -> float | None:
+        return None
+
 
 def test_uncalibrated_task_is_answered_by_the_large_model_with_the_small_in_shadow() -> None:
     """Nothing is trusted before it is measured: enforce without a calibrator observes, and says why."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ from smallfirst.guarantee import Certificate, Refusal
 
 Bools = NDArray[np.bool_]
 
-VERSION = 1
+VERSION = 2
 KEPT = 0.75
 """The share of delta that thresholds are tested with. The rest pays for the sequence's start and the curve of
 confidence having seen the labels: in simulations a nominal 5 % came to 6.5 % (docs/guarantee.md)."""
@@ -44,10 +44,22 @@ class Costs:
 
 
 @dataclass(frozen=True, slots=True)
+class Beside:
+    """Valid answers that the stage of that name gave beside the judged one, labelled: `rows` of features, `correct` of
+    shape (m,), and `of`, which call each belongs to. One of which nothing is known counts as wrong."""
+
+    stage: str
+    rows: Sequence[Mapping[str, float]]
+    correct: ArrayLike
+    of: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
 class Acceptance:
     """The `Calibrator` of a task. `label` names what "right" means in its labels, `stage` whose answers it judges.
 
-    `outcome` is what was certified, or why nothing was: then `threshold` is infinite and nothing is accepted.
+    `outcome` is what was certified, or why nothing was: then `threshold` is infinite and nothing is accepted. `others`
+    judge, by stage, answers that were given beside the stage's own: the surest answer is what is accepted.
     `expects` predicts from the request's features alone whether the answer will be accepted; None where that cannot be
     told from the labels (all or hardly any were accepted). `costs` are None where a price is unknown. `made_at` in
     seconds since the epoch.
@@ -62,6 +74,7 @@ class Acceptance:
     quality: Mapping[str, float | None]
     made_at: float
     costs: Costs | None = None
+    others: Mapping[str, Model] = field(default_factory=dict)
 
     @property
     def threshold(self) -> float:
@@ -69,6 +82,10 @@ class Acceptance:
 
     def confidence(self, features: Mapping[str, float]) -> float:
         return self.model.confidence(features)
+
+    def beside(self, stage: str, features: Mapping[str, float]) -> float | None:
+        model = self.others.get(stage)
+        return None if model is None else model.confidence(features)
 
     def expected_acceptance(self, request_features: Mapping[str, float]) -> float | None:
         """P(the small answer is accepted), before it is asked for; None where unknown."""
@@ -88,6 +105,7 @@ class Acceptance:
             "costs": None if self.costs is None else asdict(self.costs),
             "model": self.model.to_json(),
             "expects": None if self.expects is None else self.expects.to_json(),
+            "others": {stage: model.to_json() for stage, model in self.others.items()},
         }
 
     @classmethod
@@ -110,6 +128,7 @@ class Acceptance:
                 quality=kept["quality"],
                 made_at=kept["made_at"],
                 costs=Costs(**kept["costs"]) if kept["costs"] else None,
+                others={stage: Model.from_json(model) for stage, model in kept["others"].items()},
             )
             if not made.threshold > 0:
                 raise ValueError(f"threshold {made.threshold!r}: allowed is a number above 0")
@@ -135,7 +154,7 @@ def certify(
     large_wrong: ArrayLike | None = None,
     horizon: int | None = None,
     costs: Costs | None = None,
-    more: Labelled | None = None,
+    others: Sequence[Beside] = (),
     prior: Model | None = None,
     seed: int = 0,
 ) -> Acceptance:
@@ -147,18 +166,25 @@ def certify(
     the answer; the others only teach the calibrator. With `costs` the threshold of least expected cost per success is
     used among those that pass.
 
+    `others` are answers of other stages to the same calls. They teach too, and where they have labels enough for a
+    calibrator of their own and differ from the stage's answer, the surest answer of a call is the one that is promised.
+
     Without an `alpha` nothing is promised beforehand: the threshold is the one of least expected cost, failures priced
     at `costs.failure_usd` (those of the large model where `large_wrong` says so), and the certificate's alpha is the
     exact bound that this threshold reaches: chosen with sight of the labels, it is told but not promised.
 
-    `alpha`, `delta` and `horizon` as in `guarantee.learn_then_test`, tested at `KEPT` of delta; `more` and `prior` as
-    in `calibration.fit`. Raises CalibrationError for too few labels.
+    `alpha`, `delta` and `horizon` as in `guarantee.learn_then_test`, tested at `KEPT` of delta; `prior` as in
+    `calibration.fit`. Raises CalibrationError for too few labels.
     """
     right = np.asarray(correct, dtype=bool)
     usable = np.ones(len(rows), dtype=bool) if valid is None else np.asarray(valid, dtype=bool)
-    fitted = calibration.fit(rows, right, groups=groups, more=more, prior=prior, seed=seed)
     counted = np.ones(len(rows), dtype=bool) if representative is None else np.asarray(representative, dtype=bool)
-    confidence, wrong = np.where(usable, fitted.crossfitted, 0.0)[counted], ~right[counted]
+    together = list(groups or map(str, range(len(rows))))
+    more = _labelled([(other.rows, other.correct, [together[n] for n in other.of]) for other in others])
+    fitted = calibration.fit(rows, right, groups=together, more=more, prior=prior, seed=seed)
+    judged = _others(others, (rows, right, together), seed)
+    surest, right = _surest(np.where(usable, fitted.crossfitted, 0.0), right, others, judged)
+    confidence, wrong = surest[counted], ~right[counted]
     if not len(wrong):
         raise CalibrationError(
             f"None of the {len(rows)} labels is of a call drawn without regard to its answer.",
@@ -174,7 +200,7 @@ def certify(
         )
         outcome = replace(strict, delta=delta)
     accepted = confidence >= (outcome.threshold if isinstance(outcome, Certificate) else math.inf)
-    some, together = np.flatnonzero(counted).tolist(), groups or [str(n) for n in range(len(rows))]
+    some = np.flatnonzero(counted).tolist()
     return Acceptance(
         task=task,
         stage=stage,
@@ -182,10 +208,49 @@ def certify(
         model=fitted.model,
         outcome=outcome,
         expects=_expectation([rows[n] for n in some], accepted, [together[n] for n in some], seed),
-        quality=_quality(fitted, right),
+        quality=_quality(surest[usable], right[usable]),
         made_at=made_at,
         costs=costs,
+        others={stage: each.model for stage, each in judged.items()},
     )
+
+
+def _labelled(parts: Sequence[tuple[Sequence[Mapping[str, float]], ArrayLike, Sequence[str]]]) -> Labelled | None:
+    """All of the parts' rows, labels and groups; None without any."""
+    rows = [row for part in parts for row in part[0]]
+    correct = [np.asarray(part[1], dtype=bool) for part in parts]
+    return Labelled(rows, np.concatenate(correct), [group for part in parts for group in part[2]]) if rows else None
+
+
+def _others(
+    others: Sequence[Beside], own: tuple[Sequence[Mapping[str, float]], Bools, Sequence[str]], seed: int
+) -> dict[str, Fit]:
+    """By stage the calibrators of the others that have labels enough, each taught by all the other answers too."""
+    groups = own[2]
+    parts = {other.stage: (other.rows, other.correct, [groups[n] for n in other.of]) for other in others}
+    found = {}
+    for stage, (rows, correct, together) in parts.items():
+        more = _labelled([own, *(part for name, part in parts.items() if name != stage)])
+        try:
+            found[stage] = calibration.fit(rows, correct, groups=together, more=more, seed=seed)
+        except CalibrationError:  # too few labels: this stage's answers stay evidence
+            continue
+    return found
+
+
+def _surest(
+    confidence: NDArray[np.float64], right: Bools, others: Sequence[Beside], judged: Mapping[str, Fit]
+) -> tuple[NDArray[np.float64], Bools]:
+    """By call the confidence in the answer that would be offered, and whether that is right (see `types.offered`)."""
+    confidence, right = confidence.copy(), right.copy()
+    for other in others:
+        if other.stage not in judged:
+            continue
+        correct = np.asarray(other.correct, dtype=bool)
+        for row, own, sure, good in zip(other.rows, other.of, judged[other.stage].crossfitted, correct, strict=True):
+            if row.get("agree", 0.0) < 1 and sure > confidence[own]:
+                confidence[own], right[own] = sure, good
+    return confidence, right
 
 
 def _cost_per_success(costs: Costs, confidence: NDArray[np.float64], wrong: Bools) -> Callable[[float], float]:
@@ -232,10 +297,12 @@ def _expectation(
     return calibration.fit(before, accepted, groups=groups, names=tuple(REQUEST_FEATURES), seed=seed).model
 
 
-def _quality(fitted: Fit, right: Bools) -> dict[str, float | None]:
-    """Calibration error, Brier score and AUROC of the cross-fitted confidences."""
+def _quality(confidence: NDArray[np.float64], right: Bools) -> dict[str, float | None]:
+    """Calibration error, Brier score and AUROC of the cross-fitted confidences; None without any."""
+    if not len(right):
+        return dict.fromkeys(("ece", "brier", "auroc"))
     return {
-        "ece": calibration.expected_calibration_error(fitted.crossfitted, right),
-        "brier": calibration.brier(fitted.crossfitted, right),
-        "auroc": calibration.auroc(fitted.crossfitted, right),
+        "ece": calibration.expected_calibration_error(confidence, right),
+        "brier": calibration.brier(confidence, right),
+        "auroc": calibration.auroc(confidence, right),
     }

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -39,7 +40,7 @@ _WIDTH = 1.4
 _PENALTY = 0.4
 _CORRECTION = 2.0
 _APART = 1.5
-_AGREEING = 2.5  # agreement says more than any other feature, and is few among many
+_AGREEING = 4.0  # agreement says more than any other feature, and is few among many
 _CLIP = 4.0
 _DIGITS = 5
 _LARGEST = 1e9
@@ -71,6 +72,10 @@ class Model:
     values: Floats
     labels: int
     prior: Model | None = None
+    norms: Floats = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "norms", _norms(self.landmarks))
 
     def confidence(self, features: Mapping[str, float]) -> float:
         """P(correct) in [0, 1]; 0 for an answer unlike those that labels were given for (see `unlike`)."""
@@ -93,7 +98,7 @@ class Model:
     def scores(self, rows: Sequence[Mapping[str, float]]) -> Floats:
         """Log-odds that the answers are correct before the curve, shape (n,)."""
         points = _standardised(_design(rows, self.names, self.gaps), self.centre, self.scale)
-        own: Floats = _kernel(points, self.landmarks) @ self.weights + self.bias
+        own: Floats = _kernel(points, self.landmarks, self.norms) @ self.weights + self.bias
         return own if self.prior is None else own + self.prior.scores(rows)
 
     def to_json(self) -> dict[str, Any]:
@@ -394,10 +399,11 @@ class _Machine:
         points = np.hstack([_standardised(task.design, centre, scale), other[:, None]])
         some = np.random.default_rng(seed).permutation(len(points))[:LANDMARKS]
         landmarks = np.round(points[np.sort(some)], _DIGITS)
-        size, vectors = np.linalg.eigh(_kernel(landmarks, landmarks))
+        norms = _norms(landmarks)
+        size, vectors = np.linalg.eigh(_kernel(landmarks, landmarks, norms))
         kept = np.flatnonzero(size > 1e-5 * size[-1])[-RANK:]
         to_weights: Floats = vectors[:, kept] / np.sqrt(size[kept])
-        basis = np.hstack([_kernel(points, landmarks) @ to_weights, np.ones((len(points), 1))])
+        basis = np.hstack([_kernel(points, landmarks, norms) @ to_weights, np.ones((len(points), 1))])
         return cls(centre, scale, landmarks, to_weights, basis, task.solve(basis, np.ones(len(points), dtype=bool)))
 
     def crossfitted(self, task: _Task, seed: int) -> Floats:
@@ -441,11 +447,16 @@ def _newton(basis: Floats, right: Floats, offset: Floats, penalty: Floats, start
     return inner
 
 
-def _kernel(points: Floats, landmarks: Floats) -> Floats:
-    """exp(-width |x - z|^2 / columns), shape (n, m). Points without the last column have 0 there."""
+def _norms(points: Floats) -> Floats:
+    found: Floats = np.einsum("ij,ij->i", points, points)
+    return found
+
+
+def _kernel(points: Floats, landmarks: Floats, norms: Floats) -> Floats:
+    """exp(-width |x - z|^2 / columns), shape (n, m); `norms` are those of the landmarks. Points without the last column
+    have 0 there."""
     columns = landmarks.shape[1] - 1
-    norms = np.einsum("ij,ij->i", landmarks, landmarks)
-    apart = np.einsum("ij,ij->i", points, points)[:, None] + norms - 2 * points @ landmarks[:, : points.shape[1]].T
+    apart = _norms(points)[:, None] + norms - 2 * points @ landmarks[:, : points.shape[1]].T
     found: Floats = np.exp(-_WIDTH / max(columns, 1) * np.maximum(apart, 0.0))
     return found
 
@@ -468,13 +479,19 @@ def _gaps(rows: Sequence[Mapping[str, float]], names: Sequence[str]) -> tuple[st
 
 def _design(rows: Sequence[Mapping[str, float]], names: Sequence[str], gaps: Sequence[str]) -> Floats:
     """(n, columns): features, NaN where absent, then for each gap whether that feature is absent."""
+    lacking, counts = _columns(tuple(names), tuple(gaps))
     design = np.empty((len(rows), len(names) + len(gaps)))
     table = design[:, : len(names)]
     table[:] = _table(rows, names)
-    design[:, len(names) :] = np.isnan(table[:, [names.index(name) for name in gaps]])
-    counts = [column for column, name in enumerate(names) if name in _COUNTS]
+    design[:, len(names) :] = np.isnan(table[:, lacking])
     table[:, counts] = np.log1p(np.maximum(table[:, counts], 0.0))
     return design
+
+
+@lru_cache(maxsize=64)
+def _columns(names: tuple[str, ...], gaps: tuple[str, ...]) -> tuple[list[int], list[int]]:
+    """Where the features of `gaps` stand among `names`, and where the counts."""
+    return [names.index(name) for name in gaps], [n for n, name in enumerate(names) if name in _COUNTS]
 
 
 def _standardised(design: Floats, centre: Floats, scale: Floats) -> Floats:

@@ -8,7 +8,7 @@ first byte that no valid answer can contain. Nothing here knows HTTP, a database
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol, cast
 
@@ -27,6 +27,7 @@ from smallfirst.incremental import StreamGuard
 from smallfirst.mend import mend
 from smallfirst.types import (
     Attempt,
+    Calibrator,
     Completion,
     Constraint,
     Decision,
@@ -37,6 +38,7 @@ from smallfirst.types import (
     Stage,
     Usage,
     Verdict,
+    offered,
     total_usd,
 )
 from smallfirst.validators import repair_messages
@@ -77,10 +79,13 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class _Try:
-    """An attempt with the exception behind its `error`, and what other stages answered beside it."""
+    """An attempt with the request as it was asked, the exception behind its `error`, whether its calls were put right,
+    and what other stages answered beside it."""
 
     attempt: Attempt
+    asked: Request
     error: BackendError | None = None
+    mended: bool = False
     evidence: tuple[Attempt, ...] = ()
 
 
@@ -202,12 +207,13 @@ class Cascade:
         evidence: tuple[Attempt, ...] = ()
         found: Mapping[str, float] = {}
         if completion is not None and stage.small and judged:
-            evidence = await self._evidence(call, stage) if verdict.ok else ()
+            evidence = await self._evidence(call, stage, completion) if verdict.ok else ()
             answers = [each.completion for each in evidence if each.completion is not None]
             said = replace(asked, messages=call.request.messages) if repairs else asked  # what a repair says is ours
             found = features(said, completion, verdict, repairs, mended=mended is not None, others=answers)
         confidence = route.calibrator.confidence(found) if route.calibrator and found else None
-        decision, reason = _decide(route, stage, asked, completion, verdict, confidence, error)
+        known = [c for c in (confidence, *(each.confidence for each in evidence)) if c is not None]
+        decision, reason = _decide(route, stage, asked, completion, verdict, max(known, default=None), error)
         attempt = Attempt(
             stage=stage.name,
             backend=stage.backend.name,
@@ -227,18 +233,18 @@ class Cascade:
             first_token_s=run.first_token_s,
             error=f"{error.code}: {error}" if error else None,
         )
-        return _Try(attempt, error, evidence)
+        return _Try(attempt, asked, error, mended is not None, evidence)
 
-    async def _evidence(self, call: _Call, stage: Stage) -> tuple[Attempt, ...]:
-        """What the route's other stages answer to the same request; nothing when the budget does not allow all."""
-        others = call.route.others
+    async def _evidence(self, call: _Call, stage: Stage, completion: Completion) -> tuple[Attempt, ...]:
+        """What the route's other stages answer to the request that `stage` gave `completion` to, with the confidence in
+        answers that differ from it; nothing when the budget does not allow all."""
+        others, calibrator = call.route.others, call.route.calibrator
         if not others or not self._affordable(call.request, call.allowance, *others):
             return ()
         alone = replace(call, route=Route("", "observe", others), sink=None)
         tries = [self._attempt(alone, other, self._prepared(alone, other), judged=False) for other in others]
-        return tuple(
-            replace(done.attempt, decision="evidence", reason=stage.name) for done in await asyncio.gather(*tries)
-        )
+        made = await asyncio.gather(*tries)
+        return tuple(_beside(stage, done, [completion, *_answers(made, done)], calibrator) for done in made)
 
     def _costs(self, stage: Stage, run: _Generation, error: BackendError | None) -> tuple[float | None, float | None]:
         """What an attempt cost (see `Pricing.cost`): nothing when it was refused before it began; unknown when it broke
@@ -293,6 +299,22 @@ class _Aborted(BackendError):
     code = "invalid_answer"
 
 
+def _answers(tries: Sequence[_Try], but: _Try) -> list[Completion]:
+    """What was answered in `tries`, `but` apart."""
+    return [t.attempt.completion for t in tries if t is not but and t.attempt.completion is not None]
+
+
+def _beside(stage: Stage, done: _Try, others: list[Completion], calibrator: Calibrator | None) -> Attempt:
+    """An attempt made beside one of `stage`, with its features and, where it says something else, its confidence."""
+    attempt, confidence = done.attempt, None
+    found: Mapping[str, float] = {}
+    if attempt.completion is not None and attempt.small and attempt.verdict.ok:
+        found = features(done.asked, attempt.completion, attempt.verdict, mended=done.mended, others=others)
+        if calibrator is not None and found.get("agree", 0.0) < 1:
+            confidence = calibrator.beside(attempt.stage, found)
+    return replace(attempt, decision="evidence", reason=stage.name, features=found, confidence=confidence)
+
+
 def _observed(route: Route, stage: Stage) -> bool:
     """Whether the gateway only looks on: the large model's answer is then served whatever it is."""
     return route.mode == "observe" and not stage.small
@@ -331,10 +353,10 @@ def _decide(
 
 
 def _accepted(stage: Stage, attempts: list[Attempt]) -> Outcome:
-    served = max(n for n, attempt in enumerate(attempts) if attempt.decision == "accept")
-    earlier = [a for a in attempts[:served] if a.stage != stage.name and a.decision != "evidence"]
-    reason = earlier[-1].reason if earlier else attempts[served].reason
-    return Outcome(tuple(attempts), served, "accept" if stage.small else "escalate", reason)
+    last = max(n for n, attempt in enumerate(attempts) if attempt.decision == "accept")
+    earlier = [a for a in attempts[:last] if a.stage != stage.name and a.decision != "evidence"]
+    reason = earlier[-1].reason if earlier else attempts[last].reason
+    return Outcome(tuple(attempts), offered(attempts, last), "accept" if stage.small else "escalate", reason)
 
 
 def _fallback(attempts: list[Attempt], error: SmallfirstError | None, *, streamed: bool) -> Outcome:

@@ -15,7 +15,7 @@ from typing import Literal
 from smallfirst.labels import Label
 from smallfirst.store import StoredRecord
 from smallfirst.targets import AS_RECORDED, Target
-from smallfirst.types import AFTERWARDS, Attempt, ConstraintMode, Mode
+from smallfirst.types import AFTERWARDS, Attempt, ConstraintMode, Mode, offered
 
 Action = Literal["accept", "escalate", "large", "none"]
 ENOUGH = 400
@@ -111,7 +111,7 @@ def trace(record: StoredRecord, labels: Sequence[Label | None]) -> Trace:
     audits = [a.probability for a in attempts if a.decision == "audit" and a.probability is not None]
     by_audit = min(audits, default=1.0)
     steps = [
-        _step(attempt, _beside(attempts[n + 1 :]), labels[n], afterwards=n >= later, by_audit=by_audit)
+        _step(attempts, n, labels[offered(attempts, n)], afterwards=n >= later, by_audit=by_audit)
         for n, attempt in enumerate(attempts)
         if attempt.decision != "evidence"
     ]
@@ -124,9 +124,9 @@ def _beside(following: Sequence[Attempt]) -> Sequence[Attempt]:
     return list(takewhile(lambda attempt: attempt.decision == "evidence", following))
 
 
-def _step(
-    attempt: Attempt, beside: Sequence[Attempt], label: Label | None, *, afterwards: bool, by_audit: float
-) -> Step:
+def _step(attempts: Sequence[Attempt], n: int, label: Label | None, *, afterwards: bool, by_audit: float) -> Step:
+    """`label` is that of the answer which the n-th attempt's stage offers."""
+    attempt, beside = attempts[n], _beside(attempts[n + 1 :])
     features, answered = attempt.features, attempt.completion is not None
     ok = answered and attempt.verdict.ok
     told = "constrained" in features and any(features.get(name, 0) > 0 for name in _NOTHING_TO_HOLD_TO)
@@ -140,7 +140,7 @@ def _step(
         skipped=attempt.reason == "budget",
         afterwards=afterwards,
         constrained=bool(features["constrained"]) if told else None,
-        confidence=attempt.confidence,
+        confidence=attempts[offered(attempts, n)].confidence,
         probability=1.0 if attempt.probability is None else attempt.probability,
         usd=sum(NAN if a.cost_usd is None else a.cost_usd for a in (attempt, *beside)),
         seconds=attempt.seconds + max((a.seconds for a in beside), default=0.0),

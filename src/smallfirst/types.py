@@ -6,7 +6,7 @@ of their own in `wire/` and `store/`; what passes between them is defined here.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -296,8 +296,9 @@ class Attempt:
     `small` tells whose try it was. Made after the client was served are those with `decision` "shadow" (a small
     model's, to learn from) and "audit" (the large one's, to check an accepted answer by; its `reason` says what it
     found: "same", "different", or "not_told" when answers cannot be compared or there is none). "evidence" is one made
-    beside a small model's, to see whether the two agree. `probability` is that of the draw by which it was made, None
-    without.
+    beside a small model's, whose stage its `reason` names: to see whether the two agree and, where they do not and the
+    calibrator judges both, to be served if it is the surer one (`offered`). `probability` is that of the draw by
+    which it was made, None without.
     `features` are the confidence features (see `confidence`); `confidence` is the calibrated P(correct) if there is a
     calibrator. Times in seconds, cost in USD (None: the price is unknown): `cost_usd` prices local machine time,
     `cost_usd_local_free` does not.
@@ -332,6 +333,17 @@ class Pair:
     differs: bool
     large_usd: float | None
     large_tokens: int
+
+
+def offered(attempts: Sequence[Attempt], n: int) -> int:
+    """Which of `attempts` holds the answer that the n-th one's stage offers: the surest of its own and those beside it,
+    its own where none is surer."""
+    best, beside = n, n + 1
+    while beside < len(attempts) and attempts[beside].decision == "evidence":
+        if (attempts[beside].confidence or 0.0) > (attempts[best].confidence or 0.0):
+            best = beside
+        beside += 1
+    return best
 
 
 def total_usd(costs: Iterable[float | None]) -> float | None:
@@ -428,11 +440,16 @@ class Stage:
 
 
 class Calibrator(Protocol):
-    """Features of a completion -> calibrated P(correct), and the least value at which an answer is accepted."""
+    """Features of a completion -> calibrated P(correct), and the least value at which an answer is accepted.
+
+    `beside` is the same for another answer than the judged stage's, given by the stage of that name beside it; None
+    where such answers are not judged.
+    """
 
     @property
     def threshold(self) -> float: ...
     def confidence(self, features: Mapping[str, float]) -> float: ...
+    def beside(self, stage: str, features: Mapping[str, float]) -> float | None: ...
 
 
 @dataclass(frozen=True, slots=True)

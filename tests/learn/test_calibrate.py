@@ -6,6 +6,7 @@ import asyncio
 import json
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -100,6 +101,32 @@ async def test_a_separable_task_is_certified(tmp_path: Path) -> None:
     assert result.acceptance.label == "200 by agreement"
     [kept] = await store.calibrations()
     assert Acceptance.from_json(json.loads(kept.payload)).threshold == result.certificate.threshold
+    await store.close()
+
+
+async def test_a_second_models_answers_are_certified_beside(tmp_path: Path) -> None:
+    """Where a second model answered beside the small one and its answers are the right ones, they may be served."""
+    made = []
+    for each in records(240, wrong=0.5):
+        *before, shadow = each.attempts
+        right = shadow.features["margin_mean"] < 0.5  # what the small model does not know the second does
+        second = replace(
+            shadow,
+            stage="second",
+            model="other",
+            decision="evidence",
+            reason="small",
+            completion=completion("Oslo" if right else "Rome"),
+            features={**shadow.features, "margin_mean": 0.9 if right else 0.2, "agree": 0.0},
+        )
+        own = replace(shadow, features={**shadow.features, "agree": 0.0})
+        made.append(replace(each, attempts=(*before, own, second)))
+    store = await filled(tmp_path, made)
+    [result] = await run(store, task="weather", alpha=0.05, delta=0.05, now=1.0)
+    assert result.acceptance is not None
+    assert list(result.acceptance.others) == ["second"]
+    assert result.certificate is not None
+    assert result.certificate.coverage > 0.9
     await store.close()
 
 

@@ -42,7 +42,7 @@ def replay(
     failure_cost: Annotated[
         float,
         typer.Option(min=0, help="Without --alpha: what a wrong answer costs, in large calls."),
-    ] = 5.25,
+    ] = 10.0,
     as_json: JsonOption = False,
 ) -> None:
     """Run recorded answers through the router, calibrator, guarantee and cascade, and compare with simple ways.

@@ -11,20 +11,20 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from smallfirst import calibration
-from smallfirst.acceptance import Acceptance, Costs, certify
+from smallfirst.acceptance import Acceptance, Beside, Costs, certify
 from smallfirst.calibration import Model
 from smallfirst.errors import CalibrationError
 from smallfirst.guarantee import Certificate
 from smallfirst.labels import Kind, Label, Outcomes, label_of, referred, request_of
 from smallfirst.monitor import Monitor
 from smallfirst.store import RecordFilter, Store, StoredRecord
-from smallfirst.types import Attempt, Decision, total_usd
+from smallfirst.types import Attempt, Decision, Request, total_usd
 
 MOST = 5000
 """Labelled calls of a task that are used, the newest; more make no better calibrator."""
@@ -36,9 +36,20 @@ Key = tuple[str, str]
 
 
 @dataclass(frozen=True, slots=True)
+class Other:
+    """What another stage answered beside a small one; of an answer of which nothing is known, `correct` is false."""
+
+    stage: str
+    model: str
+    features: Mapping[str, float]
+    correct: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Row:
-    """A labelled small answer. `chance` is how likely it came to be compared with a large model's: 1 when observed or
-    escalated by a calibrator, None when that is not known. Costs in USD, None where unknown."""
+    """A labelled small answer, with those beside it. `chance` is how likely it came to be compared with a large
+    model's: 1 when observed or escalated by a calibrator, None when that is not known. Costs in USD, None where
+    unknown."""
 
     record: str
     features: Mapping[str, float]
@@ -49,6 +60,7 @@ class Row:
     chance: float | None
     small_usd: float | None
     large_usd: float | None
+    others: tuple[Other, ...] = ()
 
 
 @dataclass(slots=True)
@@ -167,8 +179,23 @@ def calibrate(sample: Sample, *, alpha: float, delta: float, now: float, prior: 
         valid=[row.valid for row in rows],
         representative=representative(rows),
         costs=_costs(rows),
+        others=_beside(rows),
         prior=prior,
     )
+
+
+def _beside(rows: Sequence[Row]) -> list[Beside]:
+    """By stage what stood beside the rows, of the newest model behind each."""
+    newest: dict[str, str] = {}
+    found: dict[str, list[tuple[int, Other]]] = {}
+    for n, row in enumerate(rows):
+        for other in row.others:
+            if newest.setdefault(other.stage, other.model) == other.model:
+                found.setdefault(other.stage, []).append((n, other))
+    return [
+        Beside(stage, [other.features for _, other in of], [other.correct for _, other in of], [n for n, _ in of])
+        for stage, of in found.items()
+    ]
 
 
 def prior_of(samples: Mapping[Key, Sample], wanted: Sample) -> Model | None:
@@ -211,7 +238,18 @@ def _take(record: StoredRecord, outcomes: Outcomes, samples: dict[Key, Sample]) 
         if label is None:
             sample.unlabelled += 1
         else:
-            sample.rows.append(_row(record, attempt, label))
+            others = tuple(_others(record, request, n, outcomes))
+            sample.rows.append(replace(_row(record, attempt, label), others=others))
+
+
+def _others(record: StoredRecord, request: Request | None, n: int, outcomes: Outcomes) -> Iterator[Other]:
+    """The valid answers of other models that stand beside the n-th attempt."""
+    for m, attempt in enumerate(record.attempts[n + 1 :], start=n + 1):
+        if attempt.decision != "evidence":
+            return
+        if attempt.features and attempt.model != record.attempts[n].model:
+            label = label_of(record, request, m, outcomes)
+            yield Other(attempt.stage, attempt.model, attempt.features, label is not None and label.correct)
 
 
 def _judged(record: StoredRecord) -> list[int]:

@@ -16,10 +16,12 @@ Bools = NDArray[np.bool_]
 @dataclass(frozen=True, slots=True)
 class Facts:
     """What is known of each call, arrays of shape (n,): whether the answers are right and valid, whether the second
-    model agrees, and what the answers cost. `second_cost` is 0 and `agrees` false without a second model."""
+    model agrees, and what the answers cost. `second_cost` is 0, `agrees` and `second_right` are false where there is
+    no second model's answer."""
 
     small_right: Bools
     small_valid: Bools
+    second_right: Bools
     large_right: Bools
     agrees: Bools
     small_cost: Floats
@@ -99,11 +101,13 @@ def _mix(small: Results, large: Results, cost: float) -> Results:
 
 
 def _oracle(facts: Facts) -> Results:
-    hopeful = ~facts.small_right & facts.large_right
+    among = facts.small_right | facts.second_right
+    hopeful = ~among & facts.large_right
+    cheapest = np.where(facts.small_right | ~facts.second_right, facts.small_cost, facts.second_cost)
     return Results(
-        success=(facts.small_right | facts.large_right).astype(float),
-        cost=np.where(hopeful, facts.large_cost, facts.small_cost),
+        success=(among | facts.large_right).astype(float),
+        cost=np.where(hopeful, facts.large_cost, cheapest),
         escalated=hopeful.astype(float),
         accepted=(~hopeful).astype(float),
-        failed=(~hopeful & ~facts.small_right).astype(float),
+        failed=(~hopeful & ~among).astype(float),
     )

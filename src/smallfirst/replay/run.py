@@ -18,9 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from smallfirst import calibration
-from smallfirst.acceptance import Acceptance, Costs, certify
+from smallfirst.acceptance import Acceptance, Beside, Costs, certify
 from smallfirst.budget import Allowance
-from smallfirst.calibration import Labelled
 from smallfirst.cascade import Cascade
 from smallfirst.confidence import features, request_features
 from smallfirst.config import Policy
@@ -29,7 +28,7 @@ from smallfirst.replay.calls import TASK, Call
 from smallfirst.replay.models import PerCall, Prices, Recorded
 from smallfirst.replay.policies import Facts, Results, baselines
 from smallfirst.router import Candidate, promising, route, without_small
-from smallfirst.types import Attempt, Completion, Request, Route, Stage, Verdict
+from smallfirst.types import Attempt, Calibrator, Completion, Request, Route, Stage, Verdict
 from smallfirst.validators import validate
 
 Floats = NDArray[np.float64]
@@ -54,7 +53,7 @@ class Settings:
     splits: int = 50
     seed: int = 0
     small_cost_ratio: float = 0.05
-    failure_cost: float = 5.25
+    failure_cost: float = 10.0
     horizon: bool = False
 
     def __post_init__(self) -> None:
@@ -100,8 +99,8 @@ class Replay:
 
 @dataclass(slots=True)
 class Bench:
-    """Recorded calls, their models as stages, and what the cascade makes of each small answer: `small` and `second` are
-    the attempts, `beside` what stood beside the small ones as evidence."""
+    """Recorded calls, their models as stages, and what the cascade makes of each small answer: `small` are the
+    attempts, `beside` the second model's to the same calls, None where it was not asked."""
 
     calls: Sequence[Call]
     settings: Settings
@@ -109,10 +108,9 @@ class Bench:
     cascade: Cascade = field(init=False)
     stages: Mapping[str, Stage] = field(init=False)
     small: list[Attempt] = field(init=False, default_factory=list)
-    beside: list[tuple[Attempt, ...]] = field(init=False, default_factory=list)
-    second: list[Attempt] = field(init=False, default_factory=list)
+    beside: list[Attempt | None] = field(init=False, default_factory=list)
     facts: Facts = field(init=False)
-    _outcomes: dict[tuple[int, str, bool], tuple[float, ...]] = field(init=False, default_factory=dict)
+    _outcomes: dict[tuple[int, str, bool, bool], tuple[float, ...]] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         settings, calls = self.settings, self.calls
@@ -121,29 +119,43 @@ class Bench:
         self.cascade = Cascade(partial(_check, settings.large), lambda _: None, PerCall(), time.monotonic)
 
     async def prepare(self) -> None:
-        """Run every small answer, and the second model's, through the cascade in shadow, and collect the facts."""
+        """Run each small answer, the second model's beside it, through the cascade in shadow; collect the facts."""
         small, others = self.stages[self.settings.small], self._others()
         for call in self.calls:
             made = await self.cascade.shadow(small, call.request, Allowance(0.0), others)
             self.small.append(made[0])
-            self.beside.append(made[1:])
-            for other in others:
-                made = await self.cascade.shadow(other, call.request, Allowance(0.0), (small,))
-                self.second.append(made[0])
+            self.beside.append(made[1] if len(made) > 1 else None)
         self.facts = self._facts()
 
     def rows(self, index: Indices) -> list[Mapping[str, float]]:
         """The features of those calls."""
         return [self.small[i].features for i in index]
 
-    def more(self, index: Indices) -> Labelled | None:
-        """The second model's answers to those calls, labelled: what makes an answer wrong is much the same for both."""
-        second = self.settings.second
-        if second is None:
+    def others(self, index: Indices) -> list[Beside]:
+        """The second model's valid answers to those calls, labelled."""
+        made = [
+            (n, i, beside) for n, i in enumerate(index) if (beside := self.beside[i]) is not None and beside.features
+        ]
+        if not made:
+            return []
+        rows, correct = [beside.features for _, _, beside in made], self.facts.second_right[[i for _, i, _ in made]]
+        return [Beside(made[0][2].stage, rows, correct, [n for n, _, _ in made])]
+
+    def offered(self, index: Indices, judge: Acceptance) -> tuple[Floats, NDArray[np.bool_]]:
+        """The confidence in the answer that each of those calls would be offered, and whether that is right."""
+        sure, right = judge.model.confidences(self.rows(index)), self.facts.small_right[index].copy()
+        for n, i in enumerate(index):
+            surer = self._surer(int(i), judge)
+            if surer is not None and surer > sure[n]:
+                sure[n], right[n] = surer, self.facts.second_right[i]
+        return sure, right
+
+    def _surer(self, i: int, judge: Calibrator) -> float | None:
+        """The confidence in the second model's answer where it is another one."""
+        beside = self.beside[i]
+        if beside is None or not beside.features or beside.features.get("agree", 0.0) == 1:
             return None
-        made = [(self.calls[i], self.second[i]) for i in index]
-        correct = [_right(call, second, attempt) for call, attempt in made]
-        return Labelled([attempt.features for _, attempt in made], correct, [call.id for call, _ in made])
+        return judge.beside(beside.stage, beside.features)
 
     async def decide(self, index: Indices, acceptance: Acceptance | None) -> Results:
         """The real router and cascade over those calls. Without a certified threshold the large model answers.
@@ -167,7 +179,9 @@ class Bench:
     async def _outcome(self, i: int, acceptance: Acceptance | None) -> tuple[float, ...]:
         plan = self.plan(self.calls[i], acceptance)
         judge = plan.calibrator
-        key = (i, plan.reason, judge is not None and judge.confidence(self.small[i].features) >= judge.threshold)
+        own = 0.0 if judge is None else judge.confidence(self.small[i].features)
+        surer = 0.0 if judge is None else self._surer(i, judge) or 0.0
+        key = (i, plan.reason, surer > own, judge is not None and max(own, surer) >= judge.threshold)
         if key not in self._outcomes:
             self._outcomes[key] = await self._run(i, plan)
         return self._outcomes[key]
@@ -177,10 +191,14 @@ class Bench:
         outcome = await self.cascade.run(plan, self.calls[i].request, Allowance(0.0))
         served = None if outcome.served is None else outcome.attempts[outcome.served]
         accepted = outcome.decision == "accept"
-        right = served is not None and (self.facts.small_right if served.small else self.facts.large_right)[i]
+        right = served is not None and self._right_of(served.stage)[i]
         escalated = any(not a.small for a in outcome.attempts)
         cost = sum(a.cost_usd or 0.0 for a in outcome.attempts)
         return float(right), cost, float(escalated), float(accepted), float(accepted and not right)
+
+    def _right_of(self, model: str) -> NDArray[np.bool_]:
+        facts, settings = self.facts, self.settings
+        return {settings.small: facts.small_right, settings.large: facts.large_right}.get(model, facts.second_right)
 
     def _others(self) -> tuple[Stage, ...]:
         return () if self.settings.second is None else (self.stages[self.settings.second],)
@@ -200,6 +218,9 @@ class Bench:
         return Facts(
             small_right=np.array([_right(call, settings.small, attempt) for call, attempt in pairs]),
             small_valid=np.array([a.completion is not None and a.verdict.ok for a in self.small]),
+            second_right=np.array(
+                [a is not None and _right(c, a.stage, a) for c, a in zip(self.calls, self.beside, strict=True)]
+            ),
             large_right=np.array([call.answers[settings.large].correct for call in self.calls]),
             agrees=np.array([a.features.get("agree", 0.0) == 1.0 for a in self.small]),
             small_cost=cost(settings.small),
@@ -255,23 +276,24 @@ async def _split(bench: Bench, index: Indices, acceptance: Acceptance | None) ->
     simple = baselines(facts, ours, with_second=bench.settings.second is not None)
     if acceptance is None:
         return Split(index, ours, simple, None)
-    confidence, right = acceptance.model.confidences(bench.rows(index)), facts.small_right
+    confidence, right = bench.offered(index, acceptance)
     ece = calibration.expected_calibration_error(confidence, right)
     return Split(index, ours, simple, acceptance, ece, calibration.auroc(confidence, right))
 
 
 def decision_ms(bench: Bench, acceptance: Acceptance) -> float:
-    """CPU milliseconds a call that deciding takes: its route, the features of the small answer, its confidence and the
-    comparison with the threshold. Asking the models, validating and mending are not in it."""
+    """CPU milliseconds a call that deciding takes: its route, the features of the small answers, their confidence and
+    the comparison with the threshold. Asking the models, validating and mending are not in it."""
     some = range(min(len(bench.calls), _MEASURED))
-    others = [[each.completion for each in bench.beside[i] if each.completion is not None] for i in some]
     started = time.process_time()
     for i in some:
-        call, attempt = bench.calls[i], bench.small[i]
+        call, pair = bench.calls[i], (bench.small[i], bench.beside[i])
         bench.plan(call, acceptance)
-        if attempt.completion is not None:
-            found = features(call.request, attempt.completion, attempt.verdict, others=others[i])
-            _ = acceptance.confidence(found) >= acceptance.threshold
+        for attempt, beside in (pair, pair[::-1]):
+            if attempt is not None and attempt.completion is not None:
+                others = [beside.completion] if beside is not None and beside.completion is not None else []
+                found = features(call.request, attempt.completion, attempt.verdict, others=others)
+                _ = acceptance.confidence(found) >= acceptance.threshold
     return 1e3 * (time.process_time() - started) / len(some)
 
 
@@ -292,7 +314,7 @@ def certified(bench: Bench, index: Indices, tested: int) -> Acceptance:
         bench.rows(index),
         known.small_right,
         groups=[bench.calls[i].id for i in index],
-        more=bench.more(index),
+        others=bench.others(index),
         valid=known.small_valid,
         large_wrong=~known.large_right,
         task=TASK,

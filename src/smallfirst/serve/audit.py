@@ -21,7 +21,7 @@ from smallfirst.monitor import Monitor
 from smallfirst.serve.calibrations import Calibrations, Standing
 from smallfirst.serve.shadow import Shadow
 from smallfirst.store import Store
-from smallfirst.types import Attempt, Completion, Stage
+from smallfirst.types import Attempt, Completion, Stage, offered
 
 _REASONS = {True: "same", False: "different", None: "not_told"}
 
@@ -31,11 +31,12 @@ class Audit(Shadow):
     """A large stage's answer, to be compared with the `small` one; `probability` is that of the draw.
 
     `answered` is set where the large model was asked already, because a stricter threshold than the certified one
-    escalated the call; None where the small answer was accepted.
+    escalated the call; None where the small answer was accepted. `standing` is None where it was accepted unjudged, as
+    calls of a rollout may be: then it has no monitor.
     """
 
     small: Completion
-    standing: Standing
+    standing: Standing | None
     probability: float
     least: float
     calibrations: Calibrations
@@ -53,24 +54,28 @@ class Audit(Shadow):
 
     async def recorded(self, store: Store, attempts: tuple[Attempt, ...]) -> None:
         """Take the audit into the stage's monitor, as long as the calibration that it judges is in force."""
+        if self.standing is None:
+            return
         name = self.standing.watched
         same, now = self._same(self.answered or attempts[0]), self.calibrations.standing(name)
         if same is None or now is None or now.id != self.standing.id:
             return
-        self.calibrations.audited(name, await store.change_monitor(name, partial(self._changed, not same)))
+        self.calibrations.audited(
+            name, await store.change_monitor(name, partial(self._changed, self.standing, not same))
+        )
 
     def _same(self, attempt: Attempt) -> bool | None:
         if attempt.completion is None or not attempt.completion.choices or not attempt.verdict.ok:
             return None
         return agrees(self.request, self.small.choices[0], attempt.completion.choices[0])
 
-    def _changed(self, wrong: bool, state: str) -> str:
+    def _changed(self, standing: Standing, wrong: bool, state: str) -> str:
         """The monitor's state with this audit; a new monitor when it watched another calibration."""
         monitor = Monitor.from_json(state)
-        if monitor is None or monitor.calibration != self.standing.id:
-            outcome = self.standing.acceptance.outcome
+        if monitor is None or monitor.calibration != standing.id:
+            outcome = standing.acceptance.outcome
             assert isinstance(outcome, Certificate)
-            monitor = Monitor.of(self.standing.id, outcome, self.least, monitor.since if monitor else 0.0)
+            monitor = Monitor.of(standing.id, outcome, self.least, monitor.since if monitor else 0.0)
         accepted = self.answered is None
         monitor.take(self.record_id, wrong, self.probability, accepted=accepted, least=self.least, now=time.time())
         return monitor.to_json()
@@ -83,19 +88,26 @@ class Audits:
     calibrations: Calibrations
     random: Random
 
-    def of(self, asked: Shadow, outcome: Outcome, standing: Standing, least: float) -> Audit | None:
+    def of(self, asked: Shadow, outcome: Outcome, standing: Standing | None, least: float) -> Audit | None:
         """The audit of an outcome that `standing` decided on, if there is one; `asked` is the large stage with the
-        call, `least` the policy's `audit`."""
-        judged = next((a for a in reversed(outcome.attempts) if _judged(a)), None)
-        if not least or judged is None or judged.completion is None or judged.confidence is None:
+        call, `least` the policy's `audit`, which is the chance of every accepted answer where nothing judged it."""
+        attempts = outcome.attempts
+        decided = next((n for n in reversed(range(len(attempts))) if _judged(attempts[n])), None)
+        if not least or decided is None:
+            return None
+        judged = attempts[offered(attempts, decided)]
+        confidence = judged.confidence
+        if judged.completion is None or asked.stage.small or (standing and confidence is None):
             return None
         answered, probability = None, 1.0
-        if judged.decision == "accept":
-            chance = audit_probability(judged.confidence, standing.threshold, least)
+        if attempts[decided].decision == "accept":
+            chance = least
+            if standing is not None and confidence is not None:
+                chance = audit_probability(confidence, standing.threshold, least)
             audited, probability = draw(chance, self.random)
             if not audited:
                 return None
-        elif not judged.verdict.ok or judged.confidence < standing.acceptance.threshold or outcome.served is None:
+        elif outcome.served is None or not _withheld(judged, standing):
             return None
         else:
             answered = outcome.attempts[outcome.served]
@@ -117,3 +129,10 @@ class Audits:
 
 def _judged(attempt: Attempt) -> bool:
     return attempt.small and attempt.kind != "cache" and attempt.decision in {"accept", "escalate"}
+
+
+def _withheld(judged: Attempt, standing: Standing | None) -> bool:
+    """Whether only a stricter threshold than the certified one kept the answer back."""
+    if standing is None or judged.confidence is None or not judged.verdict.ok:
+        return False
+    return judged.confidence >= standing.acceptance.threshold

@@ -41,6 +41,9 @@ class Standing:
     def confidence(self, features: Mapping[str, float]) -> float:
         return self.acceptance.confidence(features)
 
+    def beside(self, stage: str, features: Mapping[str, float]) -> float | None:
+        return self.acceptance.beside(stage, features)
+
     @property
     def watched(self) -> str:
         """The name under which its audits are counted."""
@@ -137,6 +140,11 @@ def _check(acceptance: Acceptance, policy: Policy, candidates: Mapping[str, Cand
         raise CalibrationError(
             f"The calibration judges {acceptance.stage!r}; the small stages of {acceptance.task!r} are: {allowed}.",
             hint="Run `smallfirst calibrate` again.",
+        )
+    if missing := sorted(acceptance.others.keys() - set(policy.others)):
+        raise CalibrationError(
+            f"The calibration serves answers of {', '.join(missing)} beside those of {acceptance.stage!r}.",
+            hint=f"Name them in `others` of the task {acceptance.task!r}, or calibrate again.",
         )
     lacking = set[str]()
     if not policy.others and not policy.samples:
