@@ -121,7 +121,8 @@ class Gateway:
         for plan in filter(None, (call.route, call.beside)):
             for stage in plan.shadow:
                 self.shadows.submit(Shadow(*asked, stage, call.request, call.policy.capture, plan.others))
-        if isinstance(standing := call.route.calibrator, Standing):
+        standing = call.route.calibrator if isinstance(call.route.calibrator, Standing) else None
+        if standing is not None or call.trial is not None:
             large = Shadow(*asked, call.route.stages[-1], call.request, call.policy.capture)
             audit = self.audits.of(large, outcome, standing, call.policy.audit)
             if audit is not None:
