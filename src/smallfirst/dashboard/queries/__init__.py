@@ -8,8 +8,9 @@ at a stated number of the newest.
 from __future__ import annotations
 
 from smallfirst.dashboard.queries.compression import Compressor, compression
-from smallfirst.dashboard.queries.overview import Alarm, CostPoint, Guarantee, Overview, overview
+from smallfirst.dashboard.queries.overview import Alarm, CostPoint, Overview, overview
 from smallfirst.dashboard.queries.releases import Arm, Candidate, Change, Releases, Test, releases
+from smallfirst.dashboard.queries.standing import Guarantee
 from smallfirst.dashboard.queries.system import KeyUse, Setting, System, settings, system
 from smallfirst.dashboard.queries.task import (
     Audited,

@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from smallfirst.dashboard.queries.overview import CostPoint, Guarantee
+from smallfirst.dashboard.queries.overview import CostPoint
+from smallfirst.dashboard.queries.standing import Guarantee
 from smallfirst.dashboard.queries.tasks import TaskLine
 from smallfirst.dashboard.queries.values import Filters, Value
 from smallfirst.store import Store
