@@ -63,11 +63,12 @@ class Assets:
     async def _bundle(self) -> _File:
         async with self._making:
             if _BUNDLE not in self._files:
-                self._files[_BUNDLE] = await asyncio.to_thread(_file, _BUNDLE, await _made())
+                self._files[_BUNDLE] = await asyncio.to_thread(_file, _BUNDLE, await made_bundle())
         return self._files[_BUNDLE]
 
 
-async def _made() -> bytes:
+async def made_bundle() -> bytes:
+    """Vega with Vega-Lite and Vega-Embed as one script. Raises SmallfirstError when it cannot be made."""
     pipe = asyncio.subprocess.PIPE
     process = await asyncio.create_subprocess_exec(sys.executable, "-c", _MAKE, stdout=pipe, stderr=pipe)
     made, said = await process.communicate()

@@ -33,6 +33,15 @@ _REASONS: Mapping[str, str] = {
 }
 
 
+_SPANS = (
+    ((1.0, 120.0), "s"),
+    ((60.0, 7200.0), "min"),
+    ((3600.0, 172_800.0), "h"),
+    ((86_400.0, float("inf")), "days"),
+)
+"""(seconds in the unit, seconds below which it is used), the unit."""
+
+
 def why(reason: str) -> str:
     """A decision's recorded reason as a sentence; reasons with a detail ("invalid:enum") keep it."""
     kind, _, detail = reason.partition(":")
@@ -65,7 +74,7 @@ def number(value: float | None, unit: str = "") -> str:
 def interval(value: Value) -> str:
     """A figure's interval at 95 % and its n; one-sided where the records bound one side only."""
     low, high = (None if bound is None else number(bound, value.unit) for bound in (value.low, value.high))
-    n = f"n = {value.n:,}"
+    n = f"n\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{value.n:,}"
     if value.value is None:
         return f"not known, {n}"
     if low is None and high is None:
@@ -74,14 +83,18 @@ def interval(value: Value) -> str:
         return f"counted, {n}"
     if low is None or high is None:
         return f"≤ {high}, {n}" if low is None else f"≥ {low}, {n}"
-    return f"{low} to {high}, {n}"
+    shared = " %" if low.endswith(" %") else ""
+    return f"{low.removesuffix(shared)} to {high}, {n}"
 
 
 def seconds(value: float | None) -> str:
-    """A duration: milliseconds below a second."""
+    """A duration in milliseconds, seconds, minutes, hours or days, to three digits."""
     if value is None:
         return UNKNOWN
-    return f"{1000 * value:.0f} ms" if value < 1 else f"{_digits(value)} s"
+    if value < 1:
+        return f"{1000 * value:.0f} ms"
+    span, unit = next((s, u) for s, u in _SPANS if value < s[1])
+    return f"{_digits(value / span[0])} {unit}"
 
 
 def size(count: float) -> str:
