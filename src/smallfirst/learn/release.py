@@ -120,7 +120,7 @@ async def rules_for(store: Store, task: str, incumbent: str) -> Rules:
 
 def version_of(task: str, adapter: Path | None, base: str | ModelConfig, evaluation: Json | None = None) -> Version:
     """The version that `register` keeps; errors as there. Reads the files through."""
-    model = ModelConfig(backend="llamacpp", weights=base) if isinstance(base, str) else base
+    model = ModelConfig(backend="llamacpp", weights=_anywhere(base)) if isinstance(base, str) else base
     weights = models.file_sha256(models.locate(model.weights)) if model.backend == "llamacpp" else ""
     manifest = None if adapter is None else _checked(adapter, weights)
     bare = ModelConfig(backend=model.backend)
@@ -144,6 +144,11 @@ def version_of(task: str, adapter: Path | None, base: str | ModelConfig, evaluat
         parents=manifest.parents,
         evaluation=evaluation,
     )
+
+
+def _anywhere(base: str) -> str:
+    """The name, or the path as it is from any folder."""
+    return base if base in models.CATALOGUE else str(Path(base).expanduser().resolve())
 
 
 def _checked(adapter: Path, base_sha256: str) -> Manifest:
