@@ -79,7 +79,8 @@ async def evaluate(
             base = {call.id: call for call in calls}
         if arm == "B3" and acceptance is not None:
             judged = [pair for each in made if (pair := bench.judged(*each, acceptance)) is not None]
-        results.append(result_of(arm, bench.model(arm), calls, base, settings, meter.joules()))
+        joules = meter.joules()
+        results.append(result_of(arm, bench.model(arm), calls, base, settings, certain=bench.certain, joules=joules))
     return Evaluation(
         task=data.card.task,
         small=version.id,
@@ -197,6 +198,12 @@ class _Bench:
     shown: int
     most_tokens: int
     notes: tuple[str, ...]
+
+    @property
+    def certain(self) -> bool:
+        """Whether B0 is right by definition: its recorded answers are those that the dataset takes for right."""
+        known = [self.past.get(row.id) for row in self.test]
+        return self.large.name == RECORDED and all(past is not None and past.taken for past in known)
 
     def model(self, arm: Arm) -> str:
         """What the arm's answers are by."""

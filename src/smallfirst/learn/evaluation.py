@@ -138,9 +138,11 @@ def result_of(
     calls: Sequence[Asked],
     large: Mapping[str, Asked],
     settings: Settings,
+    *,
+    certain: bool = False,
     joules: float | None = None,
 ) -> ArmResult:
-    """The arm's figures; `large` are B0's calls by id, empty without B0."""
+    """The arm's figures; `large` are B0's calls by id, empty without B0. `certain`: B0 is right by definition."""
     summary = report.summarise(calls, level=settings.level).overall
     known = {name: getattr(summary, name) for name in (*_OF_REPORT, *_OF_COST)}
     accepted = [call.correct for call in calls if call.by_small and call.correct is not None]
@@ -163,7 +165,7 @@ def result_of(
             **_utilised(calls, settings.level),
             **_compared(pairs, settings.level),
         },
-        p_noninferior=p_noninferior(wins, losses, len(told), settings.margin) if told else None,
+        p_noninferior=p_noninferior(wins, losses, len(told), settings.margin, never_wins=certain) if told else None,
         joules=None if joules is None or not calls else joules / len(calls),
         errors=dict(Counter(call.error for call in calls if call.error)),
     )

@@ -26,20 +26,22 @@ RECORDED = "recorded"
 
 @dataclass(frozen=True, slots=True)
 class Past:
-    """The large model's recorded answer to a call, scrubbed like the dataset; `usd` is None where no price is known."""
+    """The large model's recorded answer to a call, scrubbed like the dataset; `usd` is None where no price is known.
+    `taken`: it is right by definition, since the dataset takes it for the right one."""
 
     answer: Choice
     model: str
     usage: Usage
     seconds: float
     usd: float | None
+    taken: bool = False
 
 
 async def answers_of(store: Store, rows: Sequence[Row]) -> dict[str, Past]:
     """By id, what is recorded of the large model's valid answers to the calls of `rows`, as far as there is one.
 
-    Where that answer is what a row takes for right it is not scrubbed again; elsewhere it is, with the store's own
-    scrubber, so that it can be compared. Raises StoreError when the store cannot be read.
+    An answer that a row takes for right is not scrubbed again; others are, with the store's own scrubber, so that they
+    can be compared. Raises StoreError when the store cannot be read.
     """
     found: dict[str, Past] = {}
     scrubber: Scrubber | None = None
@@ -51,7 +53,8 @@ async def answers_of(store: Store, rows: Sequence[Row]) -> dict[str, Past]:
         n = referred(stored)
         if n is None:
             continue
-        if row.label == "large":
+        taken = row.label == "large" or (row.label == "execution" and stored.served == n)
+        if taken:
             answer: Choice | None = choice_of(row.answer)
         else:
             scrubber = scrubber or scrubber_of(store)
@@ -59,7 +62,7 @@ async def answers_of(store: Store, rows: Sequence[Row]) -> dict[str, Past]:
         if answer is not None:
             attempt = stored.attempts[n]
             used = Usage() if attempt.completion is None else attempt.completion.usage
-            found[row.id] = Past(answer, attempt.model, used, attempt.seconds, attempt.cost_usd)
+            found[row.id] = Past(answer, attempt.model, used, attempt.seconds, attempt.cost_usd, taken)
     return found
 
 

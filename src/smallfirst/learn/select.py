@@ -180,10 +180,11 @@ def save(selection: Selection, folder: Path) -> Path:
 
 @dataclass(frozen=True, slots=True)
 class _Call:
-    """A call to be asked: whether the large model was right on it, and what that cost."""
+    """A call to be asked: whether the large model was right on it, by definition or not, and what that cost."""
 
     row: Row
     correct: bool
+    certain: bool
     usd: float | None
 
 
@@ -203,7 +204,8 @@ def _calls(data: Folder, past: Mapping[str, Past], limit: int) -> list[_Call]:
         answer = by_definition if recorded is None else recorded.answer
         correct = None if answer is None else asked.right(answer)
         if correct is not None:
-            found.append(_Call(row, correct, None if recorded is None else recorded.usd))
+            certain = row.label == "large" if recorded is None else recorded.taken
+            found.append(_Call(row, correct, certain, None if recorded is None else recorded.usd))
     return found[-limit:]
 
 
@@ -230,7 +232,7 @@ class _Trial:
     def p(self) -> float:
         """The p-value, if the calls that were not asked turned out as well as they could."""
         to_win = sum(not call.correct for call in self.planned[len(self.asked) :])
-        certain = all(call.row.label == "large" for call in self.planned)
+        certain = all(call.certain for call in self.planned)
         n, margin = len(self.planned), self.settings.margin
         return p_noninferior(self.wins + to_win, self.losses, n, margin, never_wins=certain)
 
