@@ -12,7 +12,7 @@ import asyncio
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +41,8 @@ _LOOKING = ""
 _CALLS = "calls.jsonl"
 _MORE_LABELS = 50
 Outcome = Literal["released", "declined", "failed", "busy", "waiting", "calibrated", "settled"]
+Rounds = Callable[[Sequence[str]], Awaitable[Sequence["TaskReport"]]]
+"""Goes on with the rounds of these tasks, somewhere (`scale`)."""
 Show = Callable[[str, str], AbstractContextManager[Tell]]
 """Given a task's name ("" for all records) and a stage, shows how that goes while the context lasts."""
 
@@ -114,16 +116,27 @@ class Settings:
     since: float | None = None
 
 
+_ALL = Settings()
+
+
 @contextmanager
 def _silent(_task: str, _stage: str) -> Iterator[Tell]:
     yield lambda _done, _note: None
 
 
 class Loop:
-    """Passes over one store."""
+    """Passes over one store. Rounds are done here, one after the other, or by `elsewhere`."""
 
-    def __init__(self, store: Store, workshop: Workshop, settings: Settings = Settings(), show: Show = _silent) -> None:
+    def __init__(
+        self,
+        store: Store,
+        workshop: Workshop,
+        settings: Settings = _ALL,
+        show: Show = _silent,
+        elsewhere: Rounds | None = None,
+    ) -> None:
         self._store, self._workshop, self._settings, self._show = store, workshop, settings, show
+        self._rounds = elsewhere or self._here
         self._jobs = Jobs(store)
 
     async def every(self, seconds: float, done: Callable[[Pass], None]) -> None:
@@ -135,11 +148,9 @@ class Loop:
     async def once(self) -> Pass:
         """One pass. Raises StoreError when the store cannot be read or written, DataError when scrubbing leaves
         identifiers, and ConfigError without the libraries."""
-        reports = [
-            await self._go_on(task, job.name)
-            for task, job in (await self._known()).items()
-            if job.stage and self._wanted(task, job.name)
-        ]
+        jobs = await self._known()
+        left = [task for task, job in jobs.items() if job.stage and self._wanted(task, job.name)]
+        reports = await self._rounds(left)
         async with self._jobs.own(_LOOKING) as looking:
             if looking is None:
                 return Pass((*reports, _busy("", "")))
@@ -147,11 +158,23 @@ class Loop:
             if not watched.calls or _nothing_new(looking.state, watched):
                 return Pass(tuple(reports))
             found = await looking.during(self._survey())
-        made, left = await self._begin(found, watched, {report.task for report in reports})
+        begun, others, undone = await self._begin(found, watched, {report.task for report in reports})
+        made = await self._rounds(begun)
         async with self._jobs.own(_LOOKING) as looking:
             if looking is not None:
-                await looking.keep(_text(_Looked(watched.mark, left)))
-        return Pass((*reports, *made))
+                await looking.keep(_text(_Looked(watched.mark, undone)))
+        return Pass((*reports, *made, *others))
+
+    async def go_on(self, task: str) -> TaskReport:
+        """The round of a task, from where it stands to its end."""
+        async with self._jobs.own(task) as owned:
+            if owned is None:
+                return _busy(task, "")
+            job = _job(owned.state)
+            return await self._stages(owned, job) if job.stage else _report(owned, job, "waiting", job.ended)
+
+    async def _here(self, begun: Sequence[str]) -> Sequence[TaskReport]:
+        return [await self.go_on(task) for task in begun]
 
     async def _survey(self) -> Found:
         """Scrub the records, find the tasks in them, and keep these."""
@@ -177,10 +200,13 @@ class Loop:
         await self._store.replace_tasks(kept)
         return found
 
-    async def _begin(self, found: Found, watched: Watched, worked: set[str]) -> tuple[list[TaskReport], bool]:
-        """Rounds where they are due, the dearest task first, and whether any was left for another pass."""
+    async def _begin(
+        self, found: Found, watched: Watched, worked: set[str]
+    ) -> tuple[list[str], list[TaskReport], bool]:
+        """Begin rounds where they are due, the dearest task first: the tasks, what became of the others, and whether
+        any was left for another pass."""
         jobs, monitors = await self._known(), await self._store.monitors()
-        reports, rounds, left = list[TaskReport](), 0, False
+        begun, others, left = list[str](), list[TaskReport](), False
         for figures in found.figures:
             task = figures.task
             if task is None or task in worked or not self._wanted(task, figures.name):
@@ -189,37 +215,29 @@ class Loop:
             failures, labels = of_task(watched.failures, figures), of_task(watched.labels, figures)
             monitor = Monitor.from_json(monitors.get(watched_as(task, release.live), ""))
             verdict = due(figures, failures, job.seen, release, monitor, self._settings.triggers)
-            if verdict.now and rounds == self._settings.most:
-                left = True
-                reports.append(_waiting(figures, f"{verdict.why}; left for the next pass"))
-            elif verdict.now:
-                rounds += 1
-                seen = Seen(figures.calls, failures, time.time())
-                reports.append(await self._round(figures, verdict, seen, labels))
-            else:
+            if not verdict.now:
                 kept = await self._settled(figures, release) or await self._calibrated(figures, release, labels)
-                reports.append(kept or _waiting(figures, verdict.why))
-        return reports, left
+                others.append(kept or _waiting(figures, verdict.why))
+            elif len(begun) == self._settings.most:
+                left = True
+                others.append(_waiting(figures, f"{verdict.why}; left for the next pass"))
+            elif await self._open(figures, verdict, Seen(figures.calls, failures, time.time()), labels):
+                begun.append(task)
+            else:
+                others.append(_busy(task, figures.name))
+        return begun, others, left
 
-    async def _round(self, figures: Figures, verdict: Due, seen: Seen, labels: int) -> TaskReport:
-        """A round from its first stage on."""
+    async def _open(self, figures: Figures, verdict: Due, seen: Seen, labels: int) -> bool:
+        """Make it durable that a round begins; False when another process works on the task."""
         task = str(figures.task)
         async with self._jobs.own(task) as owned:
             if owned is None or _job(owned.state).stage:
-                return _busy(task, figures.name)
+                return False
             stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime(seen.at))
             folder = self._settings.folder / task.translate(str.maketrans("/\\:", "---")) / stamp
             job = Job(name=figures.name, stage=STAGES[0], why=verdict.why, folder=str(folder), seen=seen, labels=labels)
             await owned.keep(_text(job))
-            return await self._stages(owned, job)
-
-    async def _go_on(self, task: str, name: str) -> TaskReport:
-        """A round from where it was broken off."""
-        async with self._jobs.own(task) as owned:
-            if owned is None:
-                return _busy(task, name)
-            job = _job(owned.state)
-            return await self._stages(owned, job) if job.stage else _report(owned, job, "waiting", job.ended)
+            return True
 
     async def _stages(self, owned: Owned, job: Job) -> TaskReport:
         """The stages that are left, the job kept after each."""
