@@ -12,15 +12,20 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 from operator import itemgetter
 
+import numpy as np
+from numpy.typing import NDArray
+
 from smallfirst.store.database import Connection, Row, insert, marks
 from smallfirst.types import AFTERWARDS
+
+Floats = NDArray[np.float64]
 
 HOUR_S = 3600
 FOLD_AT = 256
@@ -71,7 +76,7 @@ ATTEMPT = (
     "input_tokens, output_tokens"
 )
 _KEY = "hour, task, key_id"
-_PAGE = 500
+_PAGE = 5000
 
 _CELL = "hour BIGINT NOT NULL, task TEXT NOT NULL, key_id TEXT NOT NULL"
 _TIMES = "bucket BIGINT NOT NULL, calls BIGINT NOT NULL"
@@ -97,12 +102,12 @@ class Fact:
     task: str
     key: str
     bucket: int
-    measures: Sequence[float]
+    measures: array[float]
 
     @property
     def row(self) -> Row:
         """As the table of facts keeps it."""
-        return (self.hour, self.task, self.key, self.bucket, array("d", self.measures).tobytes())
+        return (self.hour, self.task, self.key, self.bucket, self.measures.tobytes())
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,60 +143,57 @@ def bucket_of(seconds: float) -> int:
 def fact(record: Row, attempts: Sequence[Row], correct: float | None = None) -> Fact:
     """What a record adds: its columns `RECORD`, those `ATTEMPT` of its attempts in order, and its latest label."""
     _, created_at, task, decision, status, seconds, served, key = record
-    own = next((n for n, attempt in enumerate(attempts) if attempt[2] in AFTERWARDS), len(attempts))
     answer = None if served is None else attempts[served]
     cached = answer is not None and answer[1] == "cache"
     small = decision == "accept" and not cached
     executable = answer is not None and _ok(answer)
-    usd, free = _total(attempts[:own], 8), _total(attempts[:own], 9)
+    usd: float | None = 0.0
+    free: float | None = 0.0
+    afterwards = tokens_in = tokens_out = 0.0
+    asked = repaired = escalated = late = False
+    for attempt in attempts:
+        _, kind, decided, _, is_small, _, _, _, cost, cost_free, input_tokens, output_tokens = attempt
+        late = late or decided in AFTERWARDS
+        if late:
+            afterwards += cost or 0.0
+            continue
+        usd = None if usd is None or cost is None else usd + cost
+        free = None if free is None or cost_free is None else free + cost_free
+        tokens_in, tokens_out = tokens_in + input_tokens, tokens_out + output_tokens
+        if kind != "cache" and decided != "evidence":
+            asked, escalated = asked or bool(is_small), escalated or not is_small
+            repaired = repaired or (kind == "repair" and bool(is_small))
     priced = usd is not None and free is not None
-    way = _way(attempts[:own], decision, cached, small)
-    measures: list[float] = [0.0] * len(_CALLS)
-    measures[0] = measures[way] = 1.0
-    measures[10:] = [
-        answer is not None,
-        own > 0 and _ok(attempts[0]),
-        executable,
-        any(not a[4] and a[1] != "cache" and a[2] != "evidence" for a in attempts[:own]),
-        status >= 400,
-        priced,
-        (usd or 0.0) * priced,
-        (free or 0.0) * priced,
-        sum(a[8] or 0.0 for a in attempts[own:]),
-        sum(a[10] for a in attempts[:own]),
-        sum(a[11] for a in attempts[:own]),
-    ]
+    measures = [0.0] * 10
+    measures[0] = measures[_way(cached, small or asked, repaired, decision)] = 1.0
+    valid_first = bool(attempts) and attempts[0][2] not in AFTERWARDS and _ok(attempts[0])
+    measures += (answer is not None, valid_first, executable, escalated, status >= 400, priced)
+    measures += (usd, free) if priced else (0.0, 0.0)  # type: ignore[arg-type] # both are known
+    measures += (afterwards, tokens_in, tokens_out)
     measures += _pair(attempts, answer, cached, small, usd)
     if correct is not None:
         measures += [0.0] * (_AT["labelled"] - len(measures))
         measures += _label(bool(correct), executable, small, usd if priced else None)
-    return Fact(int(created_at // HOUR_S), task, key, bucket_of(seconds), measures)
+    return Fact(int(created_at // HOUR_S), task, key, bucket_of(seconds), array("d", measures))
 
 
 def _ok(attempt: Row) -> bool:
     return bool(attempt[5]) and not attempt[6]
 
 
-def _total(attempts: Sequence[Row], column: int) -> float | None:
-    known = [attempt[column] for attempt in attempts]
-    return None if None in known else math.fsum(known)
-
-
-def _way(own: Sequence[Row], decision: str, cached: bool, small: bool) -> int:
-    """Which of the ways through the stages the call went."""
+def _way(cached: bool, asked: bool, repaired: bool, decision: str) -> int:
+    """Which of the ways through the stages the call went; `asked` and `repaired` are of small models."""
     if cached:
         return _AT["cache"]
-    asked = [a for a in own if a[4] and a[1] != "cache" and a[2] != "evidence"]
-    if not asked and not small:
+    if not asked:
         return _AT["direct_abstained" if decision == "abstain" else "direct"]
-    repaired = any(a[1] == "repair" for a in asked)
     return _WAY["repaired" if repaired else "first", decision if decision in _BECAME else ""]
 
 
 def _pair(attempts: Sequence[Row], answer: Row | None, cached: bool, small: bool, usd: float | None) -> list[float]:
     """The measures of the call's pair and its audit."""
-    audit = next((a for a in attempts if a[2] == "audit" and a[3] != "not_told"), None)
-    if small and audit is not None and audit[7] is not None:
+    audit = next((a for a in attempts if a[2] == "audit" and a[3] != "not_told"), None) if small else None
+    if audit is not None and audit[7] is not None:
         weight, differs = 1 / audit[7], audit[3] == "different"
         audits = [1.0, weight, weight**2, weight * differs]
         return _priced_pair(weight, differs, usd, audit, small) + audits
@@ -200,22 +202,15 @@ def _pair(attempts: Sequence[Row], answer: Row | None, cached: bool, small: bool
     return _priced_pair(1.0, False, usd, answer, small)
 
 
-def _priced_pair(weight: float, differs: bool, usd: float | None, large: Row, small: bool) -> list[float]:
-    if usd is None or large[8] is None:
+def _priced_pair(weight: float, differs: bool, c: float | None, large: Row, small: bool) -> list[float]:
+    if c is None or large[8] is None:
         return [0.0] * len(_PAIRS)
-    four = (weight * usd, weight * (not differs), weight * large[8], weight)
+    wc, wr, wl, w = weight * c, weight * (not differs), weight * large[8], weight
+    products = (wc * wc, wc * wr, wc * wl, wc * w, wr * wr, wr * wl, wr * w, wl * wl, wl * w, w * w)
     tokens = large[10] + large[11]
-    spread = weight**2 - weight
-    return [
-        1.0,
-        float(small),
-        *four,
-        *(four[n] * other for n in range(4) for other in four[n:]),
-        weight * tokens,
-        weight * tokens * small,
-        spread * (large[8] - usd) ** 2,
-        spread * tokens**2,
-    ]
+    spread = w * w - w
+    totals = (w * tokens, w * tokens * small, spread * (large[8] - c) ** 2, spread * tokens**2)
+    return [1.0, small, wc, wr, wl, w, *products, *totals]
 
 
 def _label(right: bool, executable: bool, small: bool, usd: float | None) -> list[float]:
@@ -232,7 +227,7 @@ def insert_shadow(connection: Connection, place: Row, usd: float, attempt: Row) 
     """Add what a shadow cost, unless its attempt (record and n) is there already; `place` is the record's `created_at`,
     task and key."""
     created_at, task, key = place
-    row = Fact(int(created_at // HOUR_S), task, key, 0, [0.0] * _AT["afterwards_usd"] + [usd]).row
+    row = Fact(int(created_at // HOUR_S), task, key, 0, array("d", [0.0] * _AT["afterwards_usd"] + [usd])).row
     _insert_unless(connection, row, "attempts WHERE record_id = ? AND n = ?", attempt)
 
 
@@ -256,14 +251,16 @@ def rebuild(connection: Connection) -> None:
     """Make the sums anew from the records, inside a transaction."""
     for table in ("facts", "rollups", "rollup_seconds"):
         connection.execute(f"DELETE FROM {table}")  # noqa: S608
-    _add(connection, _every_fact(connection))
+    after = ""
+    while ids := connection.query("SELECT id FROM records WHERE id > ? ORDER BY id LIMIT ?", (after, _PAGE)):
+        _add(connection, [fact.row for fact in _facts(connection, [i for (i,) in ids]).values()])
+        after = ids[-1][0]
 
 
 def fold(connection: Connection) -> None:
     """Add the facts that wait to the sums, Facts that another process folds at the same
     time are its own."""
-    rows = connection.query(f"DELETE FROM facts RETURNING {_KEY}, bucket, measures")  # noqa: S608
-    _add(connection, map(_waiting, rows))
+    _add(connection, connection.query(f"DELETE FROM facts RETURNING {_KEY}, bucket, measures"))  # noqa: S608
 
 
 def sweep(connection: Connection) -> None:
@@ -278,13 +275,13 @@ def sums(connection: Connection, span: Span, width: int) -> list[Sums]:
     where, params = _where(span)
     columns = ", ".join(f"sum({name})" for name in MEASURES)
     sql = f"SELECT (hour - ?) / ?, task, {columns} FROM rollups {where} GROUP BY 1, 2"  # noqa: S608
-    cells = {(bin_, task): list(found) for bin_, task, *found in connection.query(sql, (span.first, width, *params))}
-    for fact in _facts_waiting(connection, span):
-        cell = cells.setdefault(((fact.hour - span.first) // width, fact.task), [0.0] * len(MEASURES))
-        for n, measure in enumerate(fact.measures):
-            cell[n] += measure
+    rows = connection.query(sql, (span.first, width, *params))
+    cells = {(bin_, task): np.array(found, dtype=float) for bin_, task, *found in rows}
+    for (hour, task, _, _), found in _summed(_waiting(connection, span)).items():
+        place = ((hour - span.first) // width, task)
+        cells[place] = cells.get(place, 0.0) + found
     return [
-        Sums(span.first + bin_ * width, task, dict(zip(MEASURES, cell, strict=True)))
+        Sums(span.first + bin_ * width, task, dict(zip(MEASURES, cell.tolist(), strict=True)))
         for (bin_, task), cell in sorted(cells.items())
         if cell[0] > 0
     ]
@@ -295,8 +292,8 @@ def durations(connection: Connection, span: Span) -> dict[int, int]:
     where, params = _where(span)
     sql = f"SELECT bucket, sum(calls) FROM rollup_seconds {where} GROUP BY bucket"  # noqa: S608
     found = Counter({int(bucket): int(calls) for bucket, calls in connection.query(sql, params)})
-    for fact in _facts_waiting(connection, span):
-        found[fact.bucket] += int(fact.measures[0])
+    for (_, _, _, bucket), measures in _summed(_waiting(connection, span)).items():
+        found[bucket] += int(measures[0])
     return {bucket: calls for bucket, calls in sorted(found.items()) if calls > 0}
 
 
@@ -317,21 +314,9 @@ def _where(span: Span) -> tuple[str, list[object]]:
     return f"WHERE {' AND '.join(wanted)}", list(wanted.values())
 
 
-def _waiting(row: Row) -> Fact:
-    hour, task, key, bucket, measures = row
-    return Fact(hour, task, key, bucket, array("d", bytes(measures)))
-
-
-def _facts_waiting(connection: Connection, span: Span) -> Iterator[Fact]:
+def _waiting(connection: Connection, span: Span) -> list[Row]:
     where, params = _where(span)
-    return map(_waiting, connection.query(f"SELECT {_KEY}, bucket, measures FROM facts {where}", params))  # noqa: S608
-
-
-def _every_fact(connection: Connection) -> Iterator[Fact]:
-    after = ""
-    while ids := connection.query("SELECT id FROM records WHERE id > ? ORDER BY id LIMIT ?", (after, _PAGE)):
-        yield from _facts(connection, [record_id for (record_id,) in ids]).values()
-        after = ids[-1][0]
+    return connection.query(f"SELECT {_KEY}, bucket, measures FROM facts {where}", params)  # noqa: S608
 
 
 def _facts(connection: Connection, record_ids: Sequence[str], *, lock: str = "") -> dict[str, Fact]:
@@ -351,33 +336,43 @@ def _facts(connection: Connection, record_ids: Sequence[str], *, lock: str = "")
 
 
 def _difference(before: Fact, after: Fact | None) -> Fact:
-    now = () if after is None else after.measures
+    now = array("d") if after is None else after.measures
     pairs = zip_longest(now, before.measures, fillvalue=0.0)
-    return replace(before, measures=[new - old for new, old in pairs])
+    return replace(before, measures=array("d", [new - old for new, old in pairs]))
 
 
 def _insert(connection: Connection, facts: Sequence[Fact]) -> None:
     insert(connection, f"facts ({_KEY}, bucket, measures)", [fact.row for fact in facts], conflict="DO NOTHING")
 
 
-def _add(connection: Connection, facts: Iterable[Fact]) -> None:
-    """Add facts to the sums, cells in one order so that two processes never wait for each other."""
-    cells: dict[Row, list[float]] = {}
-    times: Counter[Row] = Counter()
-    for fact in facts:
-        cell = cells.setdefault((fact.hour, fact.task, fact.key), [0.0] * len(MEASURES))
-        for n, measure in enumerate(fact.measures):
-            cell[n] += measure
-        times[fact.hour, fact.task, fact.key, fact.bucket] += int(fact.measures[0])
+def _add(connection: Connection, rows: Iterable[Row]) -> None:
+    """Add rows of facts to the sums, cells in one order so that two processes never wait for each other."""
+    cells: dict[Row, Floats] = {}
+    times: list[Row] = []
+    for key, found in sorted(_summed(rows).items()):
+        cells[key[:3]] = cells.get(key[:3], 0.0) + found
+        times += [(*key, int(found[0]))] if found[0] else []
     insert(
         connection,
         f"rollups ({_KEY}, {', '.join(MEASURES)})",
-        [(*key, *cells[key]) for key in sorted(cells)],
+        [(*key, *cell.tolist()) for key, cell in cells.items()],
         conflict=f"({_KEY}) DO UPDATE SET {_ADDED}",
     )
     insert(
         connection,
         f"rollup_seconds ({_KEY}, bucket, calls)",
-        [(*key, times[key]) for key in sorted(times) if times[key]],
+        times,
         conflict=f"({_KEY}, bucket) DO UPDATE SET calls = rollup_seconds.calls + excluded.calls",
     )
+
+
+def _summed(rows: Iterable[Row]) -> dict[Row, Floats]:
+    """The measures of rows of facts, added up by hour, task, key and bucket."""
+    parts: dict[Row, dict[int, list[bytes]]] = defaultdict(dict)
+    for *key, packed in rows:
+        parts[tuple(key)].setdefault(len(packed), []).append(packed)
+    found = {place: np.zeros(len(MEASURES)) for place in parts}
+    for place, by_length in parts.items():
+        for length, several in by_length.items():
+            found[place][: length // 8] += np.frombuffer(b"".join(several)).reshape(-1, length // 8).sum(axis=0)
+    return found
