@@ -89,7 +89,7 @@ async def evaluate(
         refused=decided.refused if decided else "",
         needed=decided.needed if decided else None,
         judged=tuple(judged),
-        labels=Counter(row.label for row in bench.test),
+        labels=dict(Counter(row.label for row in bench.test)),
         notes=bench.notes,
         settings=settings,
         configuration={"policy": msgspec.to_builtins(bench.policy), "config": assembly.config.hash},

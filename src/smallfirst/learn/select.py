@@ -266,7 +266,7 @@ class _Trial:
             latency_p50=stats.quantile(seconds, 0.5),
             latency_p95=stats.quantile(seconds, 0.95),
             memory=max(self.memory, default=None),
-            errors=Counter(a.error for a in self.asked if a.error),
+            errors=dict(Counter(a.error for a in self.asked if a.error)),
         )
 
 
