@@ -51,7 +51,7 @@ _LIBRARIES = ("torch", "peft", "transformers", "phonenumbers", "stdnum", "sklear
 _MILLION = 1_000_000
 _MONTH_S = 30 * 86_400.0
 _RULES = Rules(level=0.1, shares=(0.5,), margin=0.1, shadow_margin=0.2, valid_margin=0.1)
-_TRAINING = TrainConfig(step_tokens=256, batch_tokens=256, warmup_steps=8, epochs=6.0)
+_TRAINING = TrainConfig(step_tokens=256, epochs=6.0)
 _MATERIAL = Material(calibration=0.36, test=0.1)
 _EVALUATING = Evaluating(arms=("B0", "B4"), limit=40, labels=150)
 _SELECTING = Selecting(limit=20, least=5, examples=2)
@@ -64,7 +64,7 @@ _MOST = 10_000
 class Plan:
     """How much of everything: `tickets` in the log, `measured` ones before and after, `minutes` of training for each
     specialist, `notes` of the call site that appears later, `later` ones once it is converted, and at most `trial`
-    calls of a task during a rollout."""
+    calls of a task during a rollout. So many `specialists` are made at first, of tasks with `least_calls` calls."""
 
     tickets: int = 420
     measured: int = 40
@@ -72,6 +72,8 @@ class Plan:
     notes: int = 320
     later: int = 60
     trial: int = 200
+    specialists: int = 2
+    least_calls: int = 100
     seed: int = 0
     rules: Rules = _RULES
     training: TrainConfig = _TRAINING
@@ -140,7 +142,7 @@ class _Show:
         await self._import()
         before = await self._measure("2  Before: every call is the large model's", self._tickets(_BEFORE))
         self.screen.title("3  The loop: scrub, find tasks, and a specialist for each of the two dearest")
-        released = await self._pass(most=2)
+        released = await self._pass(self.plan.specialists)
         await self._select()
         for version in released:
             await self._rollout("4", version)
@@ -192,7 +194,7 @@ class _Show:
         plan = self.plan
         training = replace(plan.training, max_minutes=plan.minutes, seed=plan.seed)
         recipe = Recipe(material=plan.material, training=training, evaluation=plan.evaluating, rules=plan.rules)
-        settings = Settings(self.folder / "loop", Triggers(100, 0.0), most=most, since=since)
+        settings = Settings(self.folder / "loop", Triggers(plan.least_calls, 0.0), most=most, since=since)
         workshop = Conversion(self.store, self.config, {}, recipe)
         done = await Loop(self.store, workshop, settings, stages(self.screen.console)).once()
         self.names = {row.id: row.name for row in await self.store.tasks()}
@@ -277,7 +279,7 @@ class _Show:
         ages = [n / plan.notes for n in range(plan.notes)]
         asks = [ask for n, age in enumerate(ages) for ask in agent.claim_asks([_NOTES + n], age=age, seed=plan.seed)]
         before = await self._measure("7  Drift: a seventh call site appears, and its wording changes", asks)
-        for version in await self._pass(most=1, since=since):
+        for version in await self._pass(1, since):
             await self._rollout("8", version)
         later = list(agent.claim_asks(range(_NOTES + _MOST, _NOTES + _MOST + plan.later), age=1.0, seed=plan.seed))
         after = await self._measure("9  The seventh call site, small first", later)
