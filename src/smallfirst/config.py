@@ -67,7 +67,8 @@ class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     A compressor shortens long texts, then asks `predictor`. Texts of at least `least` tokens are shortened, those that
     came together to the share `keep` of them and at most `budget` tokens (0: any); by `mode`, of which "summary" asks
     the model `compressor` for notes (of at most so many `sentences` on a chunk; 0: any). Where less than `coverage` of
-    the question's words would be kept, or `guard`, a file of `smallfirst guard`, advises against it, all is sent.
+    the question's words would be kept, twice as much is kept, and where that is too little, or `guard`, a file of
+    `smallfirst guard`, advises against it, all is sent.
     """
 
     backend: Literal["llamacpp", "openai", "anthropic", "fake", "compressor"]
@@ -97,7 +98,7 @@ class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     budget: Count = 0
     sentences: Count = 0
     least: Annotated[int, Meta(ge=1)] = 400
-    coverage: Share = 0.5
+    coverage: Share = 0.8
     guard: str = ""
     # all; `small` by default: is it embedded, or a compressor?
     small: bool | None = None
