@@ -18,6 +18,7 @@ from smallfirst.betting import Bets
 Arm = Literal["canary", "incumbent"]
 Step = Literal["shadow", "canary", "live", "rolled_back"]
 Measure = Literal["success", "valid", "in_time", "value"]
+Asks = Literal["worse", "not worse", "better"]
 
 _WORSE = ((0.04, 0.08), (0.11, 0.87), (0.3, 0.05))
 """(difference, weight) of the bets on a worse candidate: most of it on what shows 15 points soonest."""
@@ -296,6 +297,17 @@ def decide(rollout: Rollout, evidence: Evidence) -> Decision:
     if evidence.calls >= rules.patience:
         return Hold(f"{evidence.calls} calls were not enough: a person has to decide, or widen the margin; {lacking}")
     return Hold(lacking)
+
+
+def capitals(rollout: Rollout, evidence: Evidence) -> list[tuple[Measure, Asks, float, float]]:
+    """Every test of this step: its measure, what it asks, its capital, and the capital at which it has shown it."""
+    rules, proof = rollout.rules, _proof(rollout) if rollout.step in ("shadow", "canary") else None
+    found: list[tuple[Measure, Asks, float, float]] = []
+    for measure in rules.measures():
+        found.append((measure, "worse", evidence.worse(measure), 1 / _level(rules, measure)))
+        if proof is not None:
+            found.append((measure, "not worse", evidence.fit(measure), proof))
+    return [*found, ("success", "better", evidence.better, 1 / rules.level)]
 
 
 def moved(rollout: Rollout, decision: Decision, now: float) -> Rollout:

@@ -297,6 +297,15 @@ def durations(connection: Connection, span: Span) -> dict[int, int]:
     return {bucket: calls for bucket, calls in sorted(found.items()) if calls > 0}
 
 
+def by_key(connection: Connection, span: Span) -> dict[str, float]:
+    """The calls of each key in the span."""
+    where, params = _where(span)
+    found = Counter(dict(connection.query(f"SELECT key_id, sum(calls) FROM rollups {where} GROUP BY 1", params)))  # noqa: S608
+    for (_, _, key, _), measures in _summed(_waiting(connection, span)).items():
+        found[key] += measures[0]
+    return dict(found)
+
+
 def first_hour(connection: Connection) -> int | None:
     """The hour of the oldest sums; None when there are none."""
     hours = [connection.query(f"SELECT min(hour) FROM {table}")[0][0] for table in ("rollups", "facts")]  # noqa: S608

@@ -330,6 +330,11 @@ class Store:
         """The attempts of those records, some hundreds, without the messages that they answered."""
         return await self._readers.run(lambda c: queries.attempts(c, self._codec, record_ids))
 
+    @property
+    def encrypts(self) -> bool:
+        """Whether payloads are encrypted."""
+        return self._codec.sealer.encrypts
+
     async def ping(self) -> None:
         """Returns when the database takes a transaction; raises StoreError when it does not."""
         await self._writer.run(lambda c: c.query("SELECT 1"))

@@ -56,6 +56,11 @@ DEFINITIONS: Mapping[str, tuple[Unit, str]] = {
     "p50": ("seconds", "Median time of a call, from buckets: at most 9.1 % off."),
     "p95": ("seconds", "Time that 95 of 100 calls stay under, from buckets: at most 9.1 % off."),
     "cost a month": ("usd", "Cost of the task's calls, extended to a month from the days it was seen in the period."),
+    "valid answers": ("rate", "Answers given that broke no rule of the request."),
+    "median time": ("seconds", "Median time of a call."),
+    "arm cost": ("usd", "USD for 1,000 calls, attempts with an unknown price left out."),
+    "stage cost": ("usd", "USD for 1,000 of the task's newest calls, attempts with an unknown price left out."),
+    "stage time": ("seconds", "Mean time of an attempt."),
     "audits' bound": (
         "rate",
         "Failures among accepted answers; the bounds hold at any time, since the last window of audits began.",
@@ -148,6 +153,14 @@ def estimated(name: str, amount: float, variance: float, n: float) -> Value:
     """A total that a sample tells."""
     half = _Z * math.sqrt(variance)
     return value(name, stats.Figure(amount, amount - half, amount + half, round(n), "normal"))
+
+
+def mean(name: str, amount: float, squares: float, n: int, *, scale: float = 1.0) -> Value:
+    """The mean of `n` numbers from their sum and the sum of their squares, times `scale`."""
+    middle = amount / n
+    half = _Z * math.sqrt(max(squares / n - middle**2, 0.0) / (n - 1)) if n > 1 else math.inf
+    low, high = ((middle - half) * scale, (middle + half) * scale) if n > 1 else (None, None)
+    return value(name, stats.Figure(middle * scale, low, high, n, "normal"))
 
 
 def accepted_failure(t: Totals) -> Value:
