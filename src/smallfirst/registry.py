@@ -15,7 +15,7 @@ from typing import Literal
 
 import msgspec
 
-from smallfirst.rollout import Abort, Decision, Promote, Rollout, Rules, Step, moved
+from smallfirst.rollout import Decision, Rollout, Rules, Step, moved
 from smallfirst.types import Json
 
 Target = Literal["shadow", "canary", "live"]
@@ -135,9 +135,9 @@ def released(
 
 def decided(release: Release, decision: Decision, *, now: float) -> Release:
     """`release` after the rollout's own decision."""
-    if release.trial is None or not isinstance(decision, Promote | Abort):
+    if release.trial is None or (rollout := moved(release.trial, decision, now)) == release.trial:
         return release
-    return _at(release, moved(release.trial, decision, now), now, "rollout")
+    return _at(release, rollout, now, "rollout")
 
 
 def withdrawn(release: Release, *, now: float, by: str) -> Release:

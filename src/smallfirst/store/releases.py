@@ -7,7 +7,6 @@ releases and moves hold names and numbers only.
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -106,7 +105,7 @@ def change_release(connection: Connection, task: str, records: Sequence[str], ch
         ),
     )
     if (move := move_to(before, after, reason)) is not None:
-        row = (uuid.uuid4().hex, *(getattr(move, field) for field in Move.__dataclass_fields__))
+        row = (f"{before.changes:012}:{task}", *(getattr(move, field) for field in Move.__dataclass_fields__))
         insert(connection, f"moves ({_MOVE})", [row], conflict="DO NOTHING")
     return replace(after, changes=before.changes + 1)
 
