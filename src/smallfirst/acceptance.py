@@ -208,7 +208,7 @@ def certify(
         model=fitted.model,
         outcome=outcome,
         expects=_expectation([rows[n] for n in some], accepted, [together[n] for n in some], seed),
-        quality=_quality(surest[usable], right[usable]),
+        quality=_quality(surest[usable], right[usable]) | {"risk_threshold": _risk(confidence, wrong, alpha)},
         made_at=made_at,
         costs=costs,
         others={stage: each.model for stage, each in judged.items()},
@@ -295,6 +295,11 @@ def _expectation(
         return None
     before = [{name: value for name, value in row.items() if name in REQUEST_FEATURES} for row in rows]
     return calibration.fit(before, accepted, groups=groups, names=tuple(REQUEST_FEATURES), seed=seed).model
+
+
+def _risk(confidence: NDArray[np.float64], wrong: Bools, alpha: float | None) -> float | None:
+    """The threshold of conformal risk control, told beside the certified one; None where none passes."""
+    return None if alpha is None else guarantee.conformal_risk(confidence, wrong, alpha=alpha)
 
 
 def _quality(confidence: NDArray[np.float64], right: Bools) -> dict[str, float | None]:

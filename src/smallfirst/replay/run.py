@@ -28,7 +28,7 @@ from smallfirst.replay.calls import TASK, Call
 from smallfirst.replay.models import PerCall, Prices, Recorded
 from smallfirst.replay.policies import Facts, Results, baselines
 from smallfirst.router import Candidate, promising, route, without_small
-from smallfirst.types import Attempt, Calibrator, Completion, Request, Route, Stage, Verdict
+from smallfirst.types import Attempt, Completion, Request, Route, Stage, Verdict
 from smallfirst.validators import validate
 
 Floats = NDArray[np.float64]
@@ -143,19 +143,18 @@ class Bench:
 
     def offered(self, index: Indices, judge: Acceptance) -> tuple[Floats, NDArray[np.bool_]]:
         """The confidence in the answer that each of those calls would be offered, and whether that is right."""
-        sure, right = judge.model.confidences(self.rows(index)), self.facts.small_right[index].copy()
-        for n, i in enumerate(index):
-            surer = self._surer(int(i), judge)
-            if surer is not None and surer > sure[n]:
-                sure[n], right[n] = surer, self.facts.second_right[i]
-        return sure, right
+        own, surer = self._sure(index, judge)
+        facts = self.facts.part(index)
+        return np.maximum(own, surer), np.where(surer > own, facts.second_right, facts.small_right)
 
-    def _surer(self, i: int, judge: Calibrator) -> float | None:
-        """The confidence in the second model's answer where it is another one."""
-        beside = self.beside[i]
-        if beside is None or not beside.features or beside.features.get("agree", 0.0) == 1:
-            return None
-        return judge.beside(beside.stage, beside.features)
+    def _sure(self, index: Indices, judge: Acceptance) -> tuple[Floats, Floats]:
+        """The confidences in the small answers, and in the second model's where they are other ones (else 0)."""
+        other = np.zeros(len(index))
+        beside = {n: made for n, i in enumerate(index) if (made := self.beside[i]) is not None and made.features}
+        apart = [n for n, made in beside.items() if made.features.get("agree", 0.0) < 1]
+        if apart and (model := judge.others.get(beside[apart[0]].stage)) is not None:
+            other[apart] = model.confidences([beside[n].features for n in apart])
+        return judge.model.confidences(self.rows(index)), other
 
     async def decide(self, index: Indices, acceptance: Acceptance | None) -> Results:
         """The real router and cascade over those calls. Without a certified threshold the large model answers.
@@ -164,7 +163,8 @@ class Bench:
         answer's confidence reaches the threshold: each of these is run once.
         """
         certified = acceptance if acceptance is not None and math.isfinite(acceptance.threshold) else None
-        results = [await self._outcome(int(i), certified) for i in index]
+        sure = np.zeros((2, len(index))) if certified is None else np.stack(self._sure(index, certified))
+        results = [await self._outcome(int(i), certified, *sure[:, n]) for n, i in enumerate(index)]
         return Results(*(np.array(column, dtype=float) for column in zip(*results, strict=True)))
 
     def plan(self, call: Call, acceptance: Acceptance | None) -> Route:
@@ -176,12 +176,9 @@ class Bench:
         expected = acceptance.expected_acceptance(request_features(call.request))
         return plan if promising(acceptance.costs, expected) else without_small(plan)
 
-    async def _outcome(self, i: int, acceptance: Acceptance | None) -> tuple[float, ...]:
+    async def _outcome(self, i: int, acceptance: Acceptance | None, own: float, surer: float) -> tuple[float, ...]:
         plan = self.plan(self.calls[i], acceptance)
-        judge = plan.calibrator
-        own = 0.0 if judge is None else judge.confidence(self.small[i].features)
-        surer = 0.0 if judge is None else self._surer(i, judge) or 0.0
-        key = (i, plan.reason, surer > own, judge is not None and max(own, surer) >= judge.threshold)
+        key = (i, plan.reason, surer > own, acceptance is not None and max(own, surer) >= acceptance.threshold)
         if key not in self._outcomes:
             self._outcomes[key] = await self._run(i, plan)
         return self._outcomes[key]
