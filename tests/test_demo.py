@@ -1,21 +1,32 @@
-"""demo: the official client against a loopback server that plays the gateway, and the report over a real store."""
+"""demo: the official client against a loopback server that plays the gateway, the report over a real store, and the
+whole loop behind a real gateway with stand-ins for all models."""
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from aiohttp import web
 from rich.console import Console
 
 from smallfirst import bfcl
 from smallfirst.bfcl import Question
+from smallfirst.config import Config, ModelConfig, PriceConfig, parse
+from smallfirst.demo import conversion
 from smallfirst.demo import questions as demo
+from smallfirst.helpdesk.large import Large
+from smallfirst.helpdesk.sites import Ask
+from smallfirst.learn.dataset import Settings as Material
+from smallfirst.learn.release import register, release
+from smallfirst.learn.workshop import Done, Round, Tell
+from smallfirst.rollout import Rules
 from smallfirst.serve.gateway import new_id
 from smallfirst.store import Store, open_store
 from smallfirst.types import Attempt, Choice, Completion, Feedback, Record, Request, ToolCall
@@ -212,3 +223,83 @@ async def test_the_demo_in_json(loopback: Loopback, store: Store, monkeypatch: p
     made = json.loads(json.dumps(result.to_json()))
     assert made["rows"][0]["calls"] == 2
     assert [failure["question"] for failure in made["failures"]] == ["q1"]
+
+
+class Taught(Large):
+    """Stands in for the large model; what it is taught, stand-ins for a small model and its specialist learn too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.small, self.special = Large(mistakes=1.0), Large(mistakes=0.0)
+
+    def teach(self, asks: Iterable[Ask]) -> None:
+        known = list(asks)
+        for each in (super(), self.small, self.special):
+            each.teach(known)
+
+
+def served(url: str) -> ModelConfig:
+    """A small model on a server."""
+    price = PriceConfig(input=0.01, output=0.01)
+    return ModelConfig(backend="openai", base_url=url, preset="vllm", model="tiny", small=True, price=price)
+
+
+class Bench(conversion.Conversion):
+    """The loop's workshop with a server for the specialist, so that nothing is trained."""
+
+    url = ""
+
+    async def train(self, work: Round, tell: Tell) -> Done:
+        return Done({})
+
+    async def evaluate(self, work: Round, tell: Tell) -> Done:
+        return Done({"promise": "Nothing was measured."})
+
+    async def release(self, work: Round, tell: Tell) -> Done:
+        version = await register(self.store, work.task, None, served(self.url))
+        await release(self.store, version, to="shadow", rules=self.recipe.rules)
+        return Done({"version": version.id, "step": "shadow"})
+
+
+PLAN = conversion.Plan(
+    tickets=30,
+    measured=2,
+    notes=24,
+    later=3,
+    trial=40,
+    specialists=1,
+    least_calls=20,
+    rules=Rules(level=0.3, shares=(0.5,), margin=0.4, shadow_margin=0.4, valid_margin=0.4),
+    material=Material(least=10),
+)
+
+
+async def test_the_loop_is_shown_from_the_log_to_the_new_call_site(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A log becomes tasks and a released version that live traffic brings to live; then another call site's comes too.
+
+    Stand-ins answer for all models, and nothing is trained: the parts, their order and what is printed are tested."""
+    large = Taught()
+    monkeypatch.setattr(conversion, "Large", lambda: large)
+    monkeypatch.setattr(conversion, "Conversion", Bench)
+    monkeypatch.setattr(conversion._Show, "_select", lambda _: asyncio.sleep(0))
+    printed, config = io.StringIO(), parse(f'[store]\nurl = "sqlite:///{tmp_path}/demo.db"\n', {})
+    with_models = conversion._with_models
+    async with large.small.serving() as small, large.special.serving() as special:
+        monkeypatch.setattr(Bench, "url", special)
+
+        def models(given: Config, upstream: str) -> Config:
+            made = with_models(given, upstream)
+            return msgspec.structs.replace(made, models={**made.models, "small": served(small)})
+
+        monkeypatch.setattr(conversion, "_with_models", models)
+        found = await conversion.run(config, tmp_path, Console(file=printed, width=120), PLAN)
+    text = printed.getvalue()
+    assert [f"{n}  " in text for n in range(1, 10)] == [n != 6 for n in range(1, 10)]
+    assert "simulated-large" in text
+    assert [rollout["step"] for rollout in found["rollouts"]] == ["live", "live"]
+    assert [[task["outcome"] for task in done].count("released") for done in found["passes"]] == [1, 1]
+    assert min(found["before"][0]["calls"], found["after"][0]["calls"]) > 0
+    assert found["drift"]["after"][0]["calls"] == 3
+    json.dumps(found)

@@ -6,6 +6,7 @@ SmolLM2-135M, and really serve. Every figure is measured in this run.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from collections.abc import Iterable, Sequence
@@ -58,6 +59,9 @@ _SELECTING = Selecting(limit=20, least=5, examples=2)
 _BEFORE, _AFTER, _TRIALS, _NOTES = 100_000, 200_000, 300_000, 400_000
 """The numbers from which tickets are taken for each part, so that no call is asked twice."""
 _MOST = 10_000
+_AHEAD = 8
+"""Calls of a rollout that may wait for their judgement before the next is sent, so that shadows keep up."""
+_FOLLOW_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +149,7 @@ class _Show:
         released = await self._pass(self.plan.specialists)
         await self._select()
         for version in released:
-            await self._rollout("4", version)
+            await self._rollout("4", version, self._tickets(_TRIALS, self.plan.trial))
             await release(self.store, version, to="live", share=1.0, by="demo")
         after = await self._measure("5  After: small first", self._tickets(_AFTER))
         self.screen.compare(before, after, self.names)
@@ -225,31 +229,35 @@ class _Show:
         self.screen.say(f"Without training, {models.DEFAULT_MODEL} on {escape(job.name)}: {escape(found.why)}")
         self.found["select"] = found.why
 
-    async def _rollout(self, number: str, version: Version) -> None:
+    async def _rollout(self, number: str, version: Version, asks: Iterable[Ask]) -> None:
         """Live traffic until the rollout has decided."""
         name = self.names[version.task]
         self.screen.title(f"{number}  Rollout for {name}: shadow, canary, live")
-        calls = await self._until_decided(version, self._tickets(_TRIALS, self.plan.trial))
+        calls = await self._until_decided(version, asks)
         moves = [move for move in await self.store.moves(version.task) if move.version == version.id]
         self.screen.moves(moves, calls)
         self.found.setdefault("rollouts", []).append({"version": version.id, "step": moves[-1].step, "calls": calls})
 
     async def _until_decided(self, version: Version, asks: Iterable[Ask]) -> int:
-        """Send those of the calls that are of the version's task until it is live or withdrawn; returns how many."""
+        """Send those of the calls that are of the version's task until it is live or withdrawn; returns how many were
+        part of its rollout."""
         rows = await self.store.tasks()
         assigner = Assigner({row.id: cells_from_json(row.model) for row in rows})
-        own = [ask for ask in asks if assigner.task(_prompt(ask)) == version.task][: self.plan.trial]
+        own = [ask for ask in asks if assigner.task(_prompt(ask)) == version.task]
         self.large.teach(own)
-        sent = Sent()
+        sent, calls = Sent(), 0
         with self.screen.bar("calls", len(own)) as bar:
             for n, ask in enumerate(own):
                 rollout = await self.store.rollout(version.task)
                 if rollout is None or rollout.candidate != version.id or rollout.step in ("live", "rolled_back"):
                     break
-                await self.traffic.one(ask, sent)
-                await self.traffic.settled(rollout.id)
+                record = await self.traffic.one(ask, sent)
+                tried = record is not None and (await self.store.get(record)).trial is not None
+                calls += tried
                 bar(n + 1)
-        return len(sent.records)
+                await asyncio.sleep(0.0 if tried else _FOLLOW_S)
+                await self.traffic.settled(rollout.id, 0 if n + 1 == len(own) else _AHEAD)
+        return calls
 
     async def _bad(self, good: Version, other: Version) -> None:
         """Another task's adapter in the good one's place, with its promise; the gateway takes it back."""
@@ -280,11 +288,14 @@ class _Show:
         asks = [ask for n, age in enumerate(ages) for ask in agent.claim_asks([_NOTES + n], age=age, seed=plan.seed)]
         before = await self._measure("7  Drift: a seventh call site appears, and its wording changes", asks)
         for version in await self._pass(1, since):
-            await self._rollout("8", version)
-        later = list(agent.claim_asks(range(_NOTES + _MOST, _NOTES + _MOST + plan.later), age=1.0, seed=plan.seed))
-        after = await self._measure("9  The seventh call site, small first", later)
+            await self._rollout("8", version, self._late_notes(plan.notes, plan.trial))
+        after = await self._measure("9  The seventh call site, small first", self._late_notes(_MOST, plan.later))
         self.screen.compare(before, after, self.names)
         self.found["drift"] = {"before": report.to_rows(before), "after": report.to_rows(after)}
+
+    def _late_notes(self, first: int, count: int) -> list[Ask]:
+        numbers = range(_NOTES + first, _NOTES + first + count)
+        return list(agent.claim_asks(numbers, age=1.0, seed=self.plan.seed))
 
     def _tickets(self, first: int, count: int | None = None) -> list[Ask]:
         numbers = range(first, first + (self.plan.measured if count is None else count))

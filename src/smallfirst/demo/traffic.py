@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 LABEL = "help-desk gold"
 TIMEOUT_S = 120.0
-_AHEAD = 8  # calls of a rollout whose outcome may be waited for before the next is sent
 
 
 @dataclass(slots=True)
@@ -57,8 +56,8 @@ class Traffic:
             done()
         return sent
 
-    async def one(self, ask: Ask, sent: Sent) -> None:
-        """Send a call and label its answer."""
+    async def one(self, ask: Ask, sent: Sent) -> str | None:
+        """Send a call and label its answer; returns the record, None when the call failed."""
         import openai
 
         body: Any = dict(ask.body)
@@ -67,16 +66,17 @@ class Traffic:
             response = await self._client.chat.completions.with_raw_response.create(**body, extra_headers=about)
         except openai.APIError:
             sent.failed += 1
-            return
-        record = response.headers["x-smallfirst-record"]
+            return None
+        record: str = response.headers["x-smallfirst-record"]
         right = ask.right(response.parse().choices[0].message.model_dump())
         verdict = {"record_id": record, "kind": "correct", "value": right, "source": LABEL}
         await self._client.post("/feedback", cast_to=object, body=verdict)
         sent.records.add(record)
+        return record
 
-    async def settled(self, rollout: str) -> None:
-        """Returns when most calls of a rollout have been judged, so that models that answer in shadow keep up."""
-        while len(await self._store.pending(rollout, _AHEAD)) == _AHEAD:  # noqa: ASYNC110 - another connection writes
+    async def settled(self, rollout: str, most: int) -> None:
+        """Returns when at most so many calls of a rollout wait to be judged."""
+        while len(await self._store.pending(rollout, most + 1)) > most:  # noqa: ASYNC110 - another connection writes
             await asyncio.sleep(0.1)
 
     async def report(self, sent: Sent) -> Report:
