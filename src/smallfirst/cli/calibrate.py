@@ -105,13 +105,13 @@ def _row(result: Any) -> dict[str, Any]:
 
 
 def _table(results: list[Any]) -> Table:
-    table = Table("task", "stage", "labels", "right", "threshold", "coverage", "bound", "by risk", "ECE", "AUROC")
+    table = Table("task", "stage", "labels", "right", "threshold", "coverage", "bound", "ECE", "AUROC")
     for result in results:
         sample, quality = result.sample, result.acceptance.quality if result.acceptance else {}
         kinds = ", ".join(f"{n} {kind}" for kind, n in sample.kinds.most_common()) or "none"
         kinds += f"; {sample.unlabelled} answers without" if sample.unlabelled else ""
         cells = [escape(sample.task), sample.stage, kinds, str(sum(row.label.correct for row in sample.rows))]
-        measured = ["" if (value := quality.get(name)) is None else f"{value:.3f}" for name in ("risk_threshold", "ece", "auroc")]
+        measured = ["" if (value := quality.get(name)) is None else f"{value:.3f}" for name in ("ece", "auroc")]
         table.add_row(*cells, *_promise(result.certificate), *measured)
         if result.refused:
             table.add_row("", "", f"[yellow]refused:[/] {escape(result.refused)}", end_section=True)
