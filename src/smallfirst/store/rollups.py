@@ -300,7 +300,8 @@ def durations(connection: Connection, span: Span) -> dict[int, int]:
 def by_key(connection: Connection, span: Span) -> dict[str, float]:
     """The calls of each key in the span."""
     where, params = _where(span)
-    found = Counter(dict(connection.query(f"SELECT key_id, sum(calls) FROM rollups {where} GROUP BY 1", params)))  # noqa: S608
+    rows = connection.query(f"SELECT key_id, sum(calls) FROM rollups {where} GROUP BY 1", params)  # noqa: S608
+    found = defaultdict[str, float](float, rows)
     for (_, _, key, _), measures in _summed(_waiting(connection, span)).items():
         found[key] += measures[0]
     return dict(found)

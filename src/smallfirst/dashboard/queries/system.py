@@ -119,11 +119,11 @@ def _storage(connection: Connection, sqlite: bool, now: float) -> _Storage:
     size = size if sqlite else "pg_database_size(current_database())"
     [(version,)] = connection.query("SELECT max(version) FROM schema_version")
     [(stored,)] = connection.query(f"SELECT {size}")
-    ends = [connection.query(f"SELECT {end}(created_at) FROM records")[0][0] for end in ("min", "max")]  # noqa: S608
+    oldest, newest = (connection.query(f"SELECT {end}(created_at) FROM records")[0][0] for end in ("min", "max"))  # noqa: S608
     last = int(now // HOUR_S)
     today = by_key(connection, Span(last - 23, last))
     records = sum(by_key(connection, Span(0, 2**40)).values())
-    return _Storage(int(version), int(stored), round(records), *ends, today)
+    return _Storage(int(version), int(stored), round(records), oldest, newest, today)
 
 
 def _use(row: KeyRow | None, calls: dict[str, float], spent: float) -> KeyUse:
