@@ -180,27 +180,28 @@ class CompressorBackend:
 
     async def _told(self, turn: Turn, request: Request, marks: frozenset[str]) -> tuple[_Told, float]:
         """A turn shortened, or left as it is, and what its long texts would have counted for in full."""
-        sizes = [self._count(long.body) for long in turn.longs]
-        full = sum(sizes)
+        full = sum(self._count(long.body) for long in turn.longs)
         budget = int(full * self._settings.keep)
         budget = min(budget, self._settings.budget) if self._settings.budget else budget
         begin = time.perf_counter()
         try:
-            made = await together(self._compressor, [long.body for long in turn.longs], sizes, turn.question, budget)
+            bodies = [long.body for long in turn.longs]
+            made, facts = await guarded(self._compressor, self._guard, bodies, turn.question, budget, self._count)
         except BackendError:
             return self._whole(turn, full, {}, 0.0), float(full)
-        told = self._shorter(turn, made, full, time.perf_counter() - begin)
+        told = self._shorter(turn, made, full, facts, time.perf_counter() - begin)
         through = [request.messages[: turn.start], *(long.head + long.body for long in turn.longs)]
         key = blake2b(msgspec.json.encode([_head(request), through]), digest_size=16).digest()
         in_full, worth = self._recurring.take(
             key, full, told.after, time.monotonic(), marked=any(long.text in marks for long in turn.longs)
         )
-        if in_full or told.after >= full or not self._guard.allows(told.facts):
-            told = self._whole(turn, full, told.facts, told.seconds)
-            worth = float(full)
+        if in_full or told.after >= full or not self._guard.allows(facts):
+            return self._whole(turn, full, facts, told.seconds), float(full)
         return told, worth
 
-    def _shorter(self, turn: Turn, made: Sequence[Compressed], full: int, seconds: float) -> _Told:
+    def _shorter(
+        self, turn: Turn, made: Sequence[Compressed], full: int, facts: Mapping[str, float], seconds: float
+    ) -> _Told:
         texts = [
             (long.text, long.head + self._said(long.body, short) + long.tail)
             for long, short in zip(turn.longs, made, strict=True)
@@ -209,7 +210,6 @@ class CompressorBackend:
             self._count(new) - self._count(long.head + long.tail)
             for (_, new), long in zip(texts, turn.longs, strict=True)
         )
-        facts = {"share": after / max(full, 1), **_least([short.facts for short in made])}
         return _Told(tuple(texts), full, after, facts, seconds)
 
     def _said(self, body: str, short: Compressed) -> str:
@@ -229,6 +229,21 @@ class CompressorBackend:
             self._known.popitem(last=False)
 
 
+async def guarded(
+    compressor: Compressor, guard: Guard, contexts: Sequence[str], question: str, budget: int, count: Count
+) -> tuple[list[Compressed], dict[str, float]]:
+    """The contexts shortened to `budget` tokens together, or by extraction to twice as many where so few do not cover
+    the question (see `Guard.covers`), and the facts: those of the worst of them, and the share that was kept."""
+    sizes = [count(context) for context in contexts]
+    again = isinstance(compressor, Extract)
+    for room in (budget, 2 * budget) if again else (budget,):
+        made = await together(compressor, contexts, sizes, question, room)
+        facts = {"share": sum(short.tokens_out for short in made) / max(sum(sizes), 1), **_least(made)}
+        if guard.covers(facts):
+            break
+    return made, facts
+
+
 async def together(
     compressor: Compressor, contexts: Sequence[str], sizes: Sequence[int], question: str, budget: int
 ) -> list[Compressed]:
@@ -238,9 +253,8 @@ async def together(
         return await asyncio.to_thread(compressor.together, contexts, question, budget)
     full = max(sum(sizes), 1)
     shares = [budget * size // full for size in sizes]
-    return list(
-        await asyncio.gather(*(compressor.compress(c, question, s) for c, s in zip(contexts, shares, strict=True)))
-    )
+    jobs = (compressor.compress(context, question, share) for context, share in zip(contexts, shares, strict=True))
+    return list(await asyncio.gather(*jobs))
 
 
 def _head(request: Request) -> list[Any]:
@@ -248,7 +262,7 @@ def _head(request: Request) -> list[Any]:
     return [request.model, request.adapter or "", [t.name for t in request.tools]]
 
 
-def _least(facts: Sequence[Mapping[str, float]]) -> dict[str, float]:
+def _least(made: Sequence[Compressed]) -> dict[str, float]:
     """The least of each fact: a turn is as trustworthy as its worst text."""
-    names = {name for each in facts for name in each}
-    return {name: min(each[name] for each in facts if name in each) for name in sorted(names)}
+    names = sorted({name for short in made for name in short.facts})
+    return {name: min(short.facts[name] for short in made if name in short.facts) for name in names}

@@ -49,10 +49,10 @@ def grounded(context: str, text: str) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Guard:
-    """Decides by call: shorten, or send in full.
+    """Decides by call: shorten, shorten less, or send in full.
 
-    `least` is the coverage below which nothing is shortened; with an `acceptance` fitted on audited calls its certified
-    threshold decides as well, and where nothing could be certified everything is sent in full.
+    `least` is the coverage below which a shortened text is too short; with an `acceptance` fitted on audited calls its
+    certified threshold decides as well, and where nothing could be certified everything is sent in full.
     """
 
     least: float = 0.0
@@ -60,9 +60,11 @@ class Guard:
 
     def allows(self, facts: Mapping[str, float]) -> bool:
         """Whether a text with these `facts` may be sent for the whole."""
-        if facts.get("coverage", 1.0) < self.least:
-            return False
-        return self.acceptance is None or self.confidence(facts) >= self.acceptance.threshold
+        return self.covers(facts) and (self.acceptance is None or self.confidence(facts) >= self.acceptance.threshold)
+
+    def covers(self, facts: Mapping[str, float]) -> bool:
+        """Whether enough of the question's words was kept, as far as the compressor tells."""
+        return facts.get("coverage", 1.0) >= self.least
 
     def confidence(self, facts: Mapping[str, float]) -> float:
         """P(the answer stays the same), 1 without a fitted acceptance."""
