@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import json
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -13,11 +14,15 @@ from typing import Any
 
 import helpdesk
 import pytest
+from typer.testing import CliRunner
 
-from smallfirst.errors import TrainError
+from smallfirst import models
+from smallfirst.cli import app
+from smallfirst.cli import loop as cli_loop
+from smallfirst.errors import ConfigError, TrainError
 from smallfirst.guarantee import Certificate
 from smallfirst.learn import jobs, loop
-from smallfirst.learn.loop import TRIES, Job, Loop, Settings
+from smallfirst.learn.loop import TRIES, Job, Loop, Pass, Settings, TaskReport
 from smallfirst.learn.tasks import Figures
 from smallfirst.learn.watch import Seen, Triggers, due, watch
 from smallfirst.learn.workshop import STAGES, Done, Round, Tell
@@ -305,3 +310,34 @@ def test_a_task_on_trial_waits() -> None:
     assert "t@1 is on trial (canary)" in verdict(release=Release("t", candidate="t@1", rollout=rollout))[1]
     gone = replace(rollout, step="rolled_back")
     assert verdict(release=Release("t", rollout=gone))[0]
+
+
+CLI = CliRunner()
+
+
+def test_the_command_says_that_there_is_nothing_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without calls `loop --once` succeeds, in words and as JSON; wrong options are refused."""
+    monkeypatch.setattr(cli_loop, "need", lambda _: None)
+    monkeypatch.setattr(models, "pull", lambda *_: None)
+    monkeypatch.chdir(tmp_path)
+    Path("smallfirst.toml").write_text('[models.m]\nbackend = "fake"\n[store]\nurl = "sqlite:///calls.db"\n')
+    done = CLI.invoke(app, ["loop", "--once"])
+    assert (done.exit_code, "Nothing to do" in done.stdout) == (0, True)
+    assert json.loads(CLI.invoke(app, ["loop", "--once", "--json"]).stdout) == {"tasks": []}
+    assert isinstance(CLI.invoke(app, ["loop", "--once", "--to", "live"]).exception, ConfigError)
+    assert isinstance(CLI.invoke(app, ["loop", "--every", "soon"]).exception, ConfigError)
+
+
+def test_a_failed_task_is_told_by_the_exit_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pass in which a task failed is shown, with why, and exits with 1."""
+
+    async def once(_: Loop) -> Pass:
+        return Pass((TaskReport("t-1", "desk", "failed", "train: disk full", {}),))
+
+    monkeypatch.setattr(cli_loop, "need", lambda _: None)
+    monkeypatch.setattr(models, "pull", lambda *_: None)
+    monkeypatch.setattr(Loop, "once", once)
+    monkeypatch.chdir(tmp_path)
+    done = CLI.invoke(app, ["loop", "--once"])
+    assert done.exit_code == 1
+    assert "train: disk full" in done.stdout

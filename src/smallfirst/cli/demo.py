@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import warnings
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
@@ -60,6 +61,7 @@ def demo(
 
     if part is not Part.questions:
         conversion.check()
+        warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # about words of its own
     where = _free(store)
     settings = _settings(where)
     configure_logging(settings.telemetry)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -17,6 +18,7 @@ from smallfirst.cli.common import (
     JsonOption,
     SinceOption,
     StoreOption,
+    configured,
     err,
     out,
     parse_duration,
@@ -25,7 +27,6 @@ from smallfirst.cli.common import (
     pull_progress,
     with_store,
 )
-from smallfirst.config import load
 from smallfirst.learn.extra import need
 from smallfirst.store import Store
 
@@ -53,6 +54,10 @@ def loop(
     least_usd: Annotated[float, typer.Option(min=0, help="So is one that costs less a month, in USD.")] = 1.0,
     failures: Annotated[int, typer.Option(min=1, help="Train again after so many failures.")] = 20,
     more_calls: Annotated[float, typer.Option(min=0, help="Or after so many more calls, as a share.")] = 0.5,
+    spread: Annotated[
+        str | None,
+        typer.Option(help="Tasks side by side: 4 (processes), local (Ray here), auto or HOST:PORT (a Ray cluster)."),
+    ] = None,
     config: ConfigOption = None,
     store: StoreOption = None,
     since: SinceOption = None,
@@ -67,14 +72,16 @@ def loop(
     from smallfirst.learn.loop import Loop, Settings
     from smallfirst.learn.progress import stages
     from smallfirst.learn.rounds import Conversion, Recipe
+    from smallfirst.learn.scale import elsewhere
     from smallfirst.learn.train import TrainConfig
     from smallfirst.learn.watch import Triggers
 
     for library in _LIBRARIES:
         need(library)
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # about words of its own
     if to not in ("shadow", "canary"):
         raise ConfigError(f"--to is {to!r}.", hint="Allowed: shadow, canary.")
-    pause, configured = parse_duration("--every", every), load(config, os.environ)
+    pause, resolved = parse_duration("--every", every), configured(config, store)
     settings = Settings(
         folder=folder.absolute(),
         triggers=Triggers(least_calls, least_usd, more_calls, failures),
@@ -93,7 +100,9 @@ def loop(
         print_json(asdict(finished)) if as_json else _tell(finished)
 
     async def work(db: Store) -> None:
-        passes = Loop(db, Conversion(db, configured, os.environ, recipe), settings, stages(err))
+        workshop = Conversion(db, resolved, os.environ, recipe)
+        rounds = None if spread is None else elsewhere(resolved, settings, recipe, _where(spread))
+        passes = Loop(db, workshop, settings, stages(err), rounds)
         if once:
             done(await passes.once())
         else:
@@ -102,6 +111,10 @@ def loop(
     with_store(config, work, store)
     if ended and ended[-1].failed:
         raise typer.Exit(1)
+
+
+def _where(spread: str) -> str | int:
+    return int(spread) if spread.isdecimal() else spread
 
 
 def _tell(finished: Pass) -> None:
