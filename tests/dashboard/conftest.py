@@ -8,7 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from filled import fill
+from filled import fill, write_comparison
 from site_under_test import Open, Site
 
 from smallfirst.dashboard.assets import made_bundle
@@ -66,6 +66,14 @@ def used(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     asyncio.run(work())
     return path
+
+
+@pytest.fixture(autouse=True)
+def compared(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measurements of compressors for tests of a dashboard in use; for others there are none."""
+    if {"site", "shared"} & set(request.fixturenames):
+        write_comparison(tmp_path / "compared")
+    monkeypatch.setattr("smallfirst.dashboard.pages.COMPARED", tmp_path / "compared")
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import math
 import random
 import time
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -206,3 +207,30 @@ def _replied(rng: random.Random, at: float, n: int) -> Record:
         return record(TRIED, at, asked, (first, again), mode="small_only")
     failed: dict[str, Any] = {"served": None, "decision": "abstain", "status": 502}
     return record(TRIED, at, asked, (first,), mode="small_only", **failed)
+
+
+def write_comparison(folder: Path) -> None:
+    """Measurements of compressors, as `smallfirst compressors compare` writes them."""
+    folder.mkdir(parents=True)
+    points = [
+        _point("none", 900.0, 0.90, front=True),
+        _point("sentences-0.5", 460.0, 0.88, front=True),
+        _point("tokens-0.5", 470.0, 0.71, front=False),
+        _point("extract-0.25", 230.0, 0.80, front=True),
+    ]
+    (folder / "comparison.json").write_text(json.dumps({"points": points}), encoding="utf-8")
+
+
+def _point(name: str, tokens: float, right: float, *, front: bool) -> Json:
+    def figure(value: float, n: int = 200) -> Json:
+        return {"value": value, "low": 0.95 * value, "high": min(1.05 * value, value + 40), "n": n}
+
+    return {
+        "name": name,
+        "accuracy": figure(right),
+        "rate": figure(8.0 / tokens),
+        "information": figure(8.0 * right),
+        "tokens": figure(tokens),
+        "cps": figure(tokens * 1e-6),
+        "front": front,
+    }

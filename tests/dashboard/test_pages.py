@@ -671,11 +671,12 @@ async def test_pages_are_told_of_new_calls(empty: Site, monkeypatch: pytest.Monk
                 lines.append(await reply.content.readline())
 
 
-async def test_open_streams_hold_no_stop_up(open_site: Open, tmp_path: Any) -> None:
+async def test_open_streams_hold_no_stop_up(tmp_path: Path) -> None:
     """A server that is to stop does not wait for pages that listen."""
-    async with asyncio.timeout(5):
+    async with AsyncExitStack() as stack, asyncio.timeout(5):
         async with Site.open(tmp_path) as stopping:
             reply = await stopping.http.get("/dashboard/events")
+            stack.callback(reply.close)
             await reply.content.readline()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
@@ -16,11 +17,12 @@ from smallfirst.dashboard.machine import machine
 from smallfirst.dashboard.view import Visit
 from smallfirst.dashboard.words import count, number, seconds, why
 from smallfirst.errors import NotFoundError, RequestError
-from smallfirst.models import home
 from smallfirst.serve.access import LOCAL
 from smallfirst.store import RecordFilter, StoredRecord
 from smallfirst.types import Decision, total_usd
 
+COMPARED = Path("compared")
+"""Where `smallfirst compressors compare` writes by default, seen from where the gateway was started."""
 _DECISIONS: tuple[Decision, ...] = ("accept", "escalate", "abstain")
 _PERIOD = "30d"
 _DEEPEST = 100_000
@@ -129,7 +131,7 @@ async def compression(visit: Visit) -> Response:
     found = (await _compressors(visit)).lines
     best = sum(each.front for each in found)
     sentence = (
-        f"{count(len(found), 'measurement')}; of {best} of them no other keeps fewer tokens and harms answers less."
+        f"{count(len(found), 'measurement')}; for {best} of them no other has fewer tokens and fewer wrong answers."
         if found
         else "How far prompts can be shortened before answers suffer, measured."
     )
@@ -295,11 +297,11 @@ async def _lines(visit: Visit) -> _Table:
 
 
 async def _compressors(_: Visit) -> _Table:
-    return _Table(queries.compression(home() / "compression"))
+    return _Table(queries.compression(COMPARED))
 
 
 async def _releases(visit: Visit) -> queries.Releases:
-    return await queries.releases(visit.gateway.store, _wanted(visit))
+    return await queries.releases(visit.gateway.store, queries.Filters())
 
 
 async def _system(visit: Visit) -> queries.System:
