@@ -24,7 +24,8 @@ from smallfirst.errors import ConfigError
 from smallfirst.learn.loop import Loop, Rounds, Settings, TaskReport
 from smallfirst.learn.rounds import Conversion, Recipe
 
-T, R = TypeVar("T"), TypeVar("R")
+T = TypeVar("T")
+R = TypeVar("R")
 Where = str | int | None
 
 
