@@ -1,0 +1,185 @@
+"""From an adapter's file to a version, and into service: what is checked, kept and refused."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import tiny
+from typer.testing import CliRunner
+
+from smallfirst.backends.specialist import Manifest, PromptTemplate
+from smallfirst.cli import app
+from smallfirst.config import ModelConfig
+from smallfirst.errors import ConfigError, ModelFileError, NotFoundError
+from smallfirst.learn import release as stage
+from smallfirst.models import file_sha256
+from smallfirst.rollout import Rules
+from smallfirst.store import Store, TaskRow, open_store
+from smallfirst.types import Attempt, Choice, Completion, Record, Request, ToolCall
+
+SERVER = ModelConfig(backend="openai", base_url="http://localhost:1/v1", model="tuned", small=True)
+WEATHER = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
+
+
+@pytest.fixture
+def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("SMALLFIRST_HOME", str(tmp_path / "home"))
+    return tiny.write_model(tmp_path / "tiny.gguf")
+
+
+@pytest.fixture
+def adapter(tmp_path: Path, base: Path) -> Path:
+    """An adapter's file with its manifest; what is in it nobody reads here."""
+    path = tmp_path / "adapter.gguf"
+    path.write_bytes(b"lora")
+    describe(path, base_sha256=file_sha256(base))
+    return path
+
+
+def describe(path: Path, **more: Any) -> None:
+    fields: dict[str, Any] = {"sha256": file_sha256(path), "prompt": PromptTemplate("pruned", turns=2)}
+    made = Manifest(**fields | {"parents": ("data",), "recipe": {"task": "t"}} | more)
+    path.with_suffix(".json").write_bytes(msgspec.json.encode(made))
+
+
+def train_again(adapter: Path) -> None:
+    adapter.write_bytes(b"other")
+
+
+def content(path: str) -> bytes:
+    return Path(path).read_bytes()
+
+
+@pytest.fixture
+async def store(tmp_path: Path) -> AsyncIterator[Store]:
+    made = await open_store(f"sqlite:///{tmp_path}/calls.db")
+    yield made
+    await made.close()
+
+
+async def test_a_version_is_a_copy_of_its_files(store: Store, adapter: Path, base: Path) -> None:
+    """Training again into the same folder changes no version; the same files again are the same version."""
+    version = await stage.register(store, "t", adapter, str(base), evaluation={"accuracy": 0.8})
+    assert (version.parents, version.prompt["turns"], version.base) == (("data",), 2, str(base))
+    assert content(version.adapter) == b"lora"
+    again = await stage.register(store, "t", adapter, str(base))
+    assert (again.id, again.created_at, again.evaluation) == (version.id, version.created_at, None)
+    train_again(adapter)
+    describe(adapter, base_sha256=file_sha256(base))
+    other = await stage.register(store, "t", adapter, str(base))
+    assert other.id != version.id
+    assert content(version.adapter) == b"lora"
+    assert [known.id for known in await store.versions("t")] == [version.id, other.id]
+
+
+async def test_what_is_not_an_adapter_of_the_base_is_refused(store: Store, adapter: Path, base: Path) -> None:
+    """Missing, without a manifest, changed since its export, or of another base: nothing is kept."""
+    with pytest.raises(ModelFileError, match="There is no adapter"):
+        await stage.register(store, "t", adapter.with_name("no.gguf"), str(base))
+    with pytest.raises(ModelFileError, match="No weights"):
+        await stage.register(store, "t", adapter, str(base.with_name("no.gguf")))
+    other = tiny.write_model(base.with_name("other.gguf"), seed=1)
+    with pytest.raises(ModelFileError, match="belongs to weights"):
+        await stage.register(store, "t", adapter, str(other))
+    train_again(adapter)
+    with pytest.raises(ModelFileError, match="as when it was exported"):
+        await stage.register(store, "t", adapter, str(base))
+    adapter.with_suffix(".json").unlink()
+    with pytest.raises(ModelFileError, match="no manifest"):
+        await stage.register(store, "t", adapter, str(base))
+    assert await store.versions() == []
+
+
+async def test_a_copy_that_fails_says_so(store: Store, adapter: Path, base: Path) -> None:
+    """A home that cannot be written is named, and nothing is registered."""
+    (base.parent / "home").write_text("a file")
+    with pytest.raises(ModelFileError, match="cannot be copied"):
+        await stage.register(store, "t", adapter, str(base))
+    assert await store.versions() == []
+
+
+async def test_shares_are_checked(store: Store) -> None:
+    """A share has to be one, and nobody is served in the shadow; what is live is not put on trial."""
+    version = await stage.register(store, "t", None, SERVER)
+    for to, share in (("canary", 1.0), ("canary", 0.0), ("live", 1.5), ("shadow", 0.5)):
+        with pytest.raises(ConfigError):
+            await stage.release(store, version, to=to, share=share)  # type: ignore[arg-type]
+    await stage.release(store, version, to="live")
+    with pytest.raises(ConfigError, match="is live"):
+        await stage.release(store, version, to="canary")
+    await stage.rollback(store, "t")
+    with pytest.raises(NotFoundError, match="Nothing of 't' is released"):
+        await stage.rollback(store, "t")
+
+
+async def test_rules_come_from_the_incumbents_calls(store: Store) -> None:
+    """Its success rate sizes the bets; twice its slow calls are late; a success costs what its successes did. Without
+    enough calls nothing but validity and success is compared."""
+    assert await stage.rules_for(store, "t", "") == Rules(labelled_incumbent=stage.AUDITED)
+    for n in range(40):
+        await store.append(call(n, right=n % 4 != 0))
+    rules = await stage.rules_for(store, "t", "")
+    assert (rules.known, rules.known_n) == (0.75, 40)
+    assert rules.late_s == pytest.approx(1.0)
+    assert rules.usd_per_success == pytest.approx(0.003 / 0.75)
+
+
+def call(n: int, *, right: bool) -> Record:
+    def answer(stage: str, city: str, decision: Any) -> Attempt:
+        choice = Choice(tool_calls=(ToolCall("c", "weather", json.dumps({"city": city})),))
+        small = stage == "small"
+        return Attempt(
+            stage, stage, stage, "generate", decision, "", Completion((choice,)), small, seconds=0.5, cost_usd=0.003
+        )
+
+    said: dict[str, Any] = {"role": "user", "content": "?"}
+    body = {"model": "auto", "messages": [said], "tools": [WEATHER]}
+    attempts = (answer("large", "Rome", "escalate"), answer("small", "Rome" if right else "Oslo", "shadow"))
+    request = Request("chat", body, "auto", (said,))
+    return Record(f"r{n}", float(n), request, "t", "observe", attempts, 0, "escalate", "", 200, 1.0, "c")
+
+
+async def name_task(url: str) -> None:
+    store = await open_store(url)
+    await store.replace_tasks([TaskRow("t-1", "trips", False, {"cells": []}, 1.0)])
+    await store.close()
+
+
+def test_the_commands_release_show_and_take_back(tmp_path: Path, adapter: Path, base: Path) -> None:
+    """From an adapter to live and back, by a task's name, as JSON and for people; wrong words are errors."""
+    asyncio.run(name_task(f"sqlite:///{tmp_path}/calls.db"))
+    where = ["--store", f"{tmp_path}/calls.db"]
+
+    def run(*args: str) -> Any:
+        done = CliRunner().invoke(app, [*args, *where, "--json"])
+        assert done.exit_code == 0, done.output
+        return json.loads(done.stdout)
+
+    made = ["--adapter", str(adapter), "--base", str(base)]
+    shadow = run("release", "trips", "--to", "shadow", *made, "--settle", "1h", "--audited", "0.5")
+    version = shadow["aliases"]["candidate"]
+    assert version.startswith("t-1@")
+    assert (shadow["rollout"]["rules"]["settle_s"], shadow["rollout"]["rules"]["labelled_incumbent"]) == (3600, 0.5)
+    assert run("release", "trips", "--to", "canary", "--share", "0.2")["rollout"]["share"] == 0.2
+    live = run("release", "trips", "--to", "live", "--version", version)
+    assert live["aliases"] == {"live": version}
+    assert run("releases")[0]["aliases"] == {"live": version}
+    assert run("rollback", "trips", "--reason", "wrong totals")["aliases"] == {}
+    shown = run("releases", "trips")
+    assert [move["step"] for move in shown["moves"]] == ["shadow", "canary", "live", "rolled_back"]
+    assert (shown["moves"][-1]["reason"], shown["versions"][0]["id"]) == ("wrong totals", version)
+    told = CliRunner().invoke(app, ["releases", "trips", *where], env={"COLUMNS": "200"})
+    assert "wrong totals" in told.stdout
+    for args, error in (
+        (["--version", "t-1@no"], NotFoundError),
+        (["--audited", "2"], ConfigError),
+        (["--adapter", "a", "--version", "b"], ConfigError),
+    ):
+        failed = CliRunner().invoke(app, ["release", "trips", "--to", "live", *args, *where])
+        assert isinstance(failed.exception, error)
