@@ -29,7 +29,7 @@ from smallfirst.learn.asking import Asked, Question, ask, choice, most_tokens, q
 from smallfirst.learn.card import Folder
 from smallfirst.learn.dataset import Row
 from smallfirst.learn.energy import Meter
-from smallfirst.learn.evaluation import ARMS, Arm, Evaluation, Settings, result_of
+from smallfirst.learn.evaluation import ARMS, Arm, ArmResult, Evaluation, Settings, result_of
 from smallfirst.learn.examples import Examples
 from smallfirst.learn.past import RECORDED, Clock, Past, PastModel, PastPricing, answers_of
 from smallfirst.registry import Version
@@ -41,6 +41,7 @@ Progress = Callable[[str, int, int], None]
 
 _KINDS: dict[usable.Kind, Kind] = {"feedback": "feedback", "execution": "execution", "large": "agreement"}
 _MODES: dict[Arm, Mode] = {"B0": "observe", "B1": "small_only", "B2": "small_only", "B3": "small_only", "B4": "enforce"}
+_COMPARED: tuple[Arm, ...] = ("B0", "B4")
 _USUAL = Settings()
 
 
@@ -65,30 +66,19 @@ async def evaluate(
     bench = await _bench(assembly, data, version, large, settings)
     counted = _Counted(progress, len(bench.test) * len(bench.arms) + len(bench.calibration))
     decided: calibrate.Result | None = None
-    if "B4" in bench.arms:
+    if bench.calibration:
         sample = await bench.sample(counted.each("calibration", bench.calibration))
         decided = calibrate.result_of(sample, alpha=settings.alpha, delta=settings.delta, now=began)
     acceptance = decided.acceptance if decided else None
-    results, judged = [], list[tuple[float, bool]]()
-    base: dict[str, Asked] = {}
-    for arm in bench.arms:
-        meter = Meter.start()
-        made = [await bench.ask(arm, row, acceptance) for row in counted.each(arm, bench.test)]
-        calls = [asked for asked, _ in made]
-        if arm == "B0":
-            base = {call.id: call for call in calls}
-        if arm == "B3" and acceptance is not None:
-            judged = [pair for each in made if (pair := bench.judged(*each, acceptance)) is not None]
-        joules = meter.joules()
-        results.append(result_of(arm, bench.model(arm), calls, base, settings, certain=bench.certain, joules=joules))
+    arms, judged = await _arms(bench, acceptance, counted, settings)
     return Evaluation(
         task=data.card.task,
         small=version.id,
-        arms=tuple(results),
+        arms=arms,
         acceptance=acceptance,
         refused=decided.refused if decided else "",
         needed=decided.needed if decided else None,
-        judged=tuple(judged),
+        judged=judged,
         labels=dict(Counter(row.label for row in bench.test)),
         notes=bench.notes,
         settings=settings,
@@ -97,6 +87,24 @@ async def evaluate(
         made_at=began,
         seconds=time.time() - began,
     )
+
+
+async def _arms(
+    bench: _Bench, acceptance: Acceptance | None, counted: _Counted, settings: Settings
+) -> tuple[tuple[ArmResult, ...], tuple[tuple[float, bool], ...]]:
+    """The arms' results, B0's first because the others are paired with it, and how the specialist was judged."""
+    results, judged = list[ArmResult](), list[tuple[float, bool]]()
+    large: dict[str, Asked] = {}
+    for arm in bench.arms:
+        meter = Meter.start()
+        made = [await bench.ask(arm, row, acceptance) for row in counted.each(arm, bench.test)]
+        joules, calls = meter.joules(), [asked for asked, _ in made]
+        if arm == "B0":
+            large = {call.id: call for call in calls}
+        if arm == "B3" and acceptance is not None:
+            judged = [pair for each in made if (pair := bench.judged(*each, acceptance)) is not None]
+        results.append(result_of(arm, bench.model(arm), calls, large, settings, certain=bench.certain, joules=joules))
+    return tuple(results), tuple(judged)
 
 
 def _parents(data: Folder, version: Version) -> dict[str, str]:
@@ -122,36 +130,32 @@ class _Counted:
 async def _bench(assembly: Assembly, data: Folder, version: Version, large: str | None, settings: Settings) -> _Bench:
     """The parts, with what can be run of what is wanted."""
     _check(assembly, data, version, large, settings)
-    notes, arms = list[str](), tuple(arm for arm in ARMS if arm in settings.arms)
+    task, notes, arms = data.card.task, list[str](), tuple(arm for arm in ARMS if arm in settings.arms)
     if version.adapter and data.sha256 not in version.parents:
         notes.append("The adapter was trained on another dataset: it may have seen calls of this test split.")
+    if "B2" in arms:
+        notes.append("B1 and B2 may write as many tokens as the longest right answer has bytes.")
     test, calibration = data.splits["test"][-settings.limit :], data.splits["calibration"][-settings.labels :]
     past = await answers_of(assembly.store, [*test, *calibration])
-    clock = Clock()
-    if large is None:
+    compared = [arm for arm in arms if arm in _COMPARED]
+    if large is None and compared:
         known = tuple(row for row in test if row.id in past)
-        if not known and (left := [arm for arm in arms if arm in ("B0", "B4")]):
-            notes.append(f"{' and '.join(left)} left out: no answer of a large model to these calls is recorded.")
-            arms = tuple(arm for arm in arms if arm not in left)
+        if not known:
+            notes.append(f"{' and '.join(compared)} left out: no answer of a large model to these calls is recorded.")
+            arms = tuple(arm for arm in arms if arm not in compared)
         elif len(known) < len(test):
             notes.append(f"{len(test) - len(known)} test calls left out: no answer of a large model is recorded.")
         test = known or test
-        named = Counter(past[row.id].model for row in known).most_common(1)
-        stage = Stage(RECORDED, PastModel(past, clock), named[0][0] if named else RECORDED)
-    else:
-        stage = assembly.candidates[large].stage
-    if "B2" in arms:
-        notes.append("B1 and B2 may write as many tokens as the longest right answer has bytes.")
-    task = data.card.task
+    clock = Clock()
     policy, cascade = assembly.config.policy(task), assembly.cascades.get(task, assembly.cascades[""])
     return _Bench(
         task=task,
         arms=arms,
         test=test,
-        calibration=calibration,
+        calibration=calibration if "B4" in arms else (),
         small=(await assembly.versions.load(version)).stage,
         base=version.base,
-        large=stage,
+        large=_past_stage(past, clock) if large is None else _live_stage(assembly, large, data),
         others=tuple(assembly.candidates[name].stage for name in policy.others),
         policy=policy,
         cascade=replace(cascade, pricing=PastPricing(cascade.pricing), clock=clock),
@@ -163,6 +167,17 @@ async def _bench(assembly: Assembly, data: Folder, version: Version, large: str 
     )
 
 
+def _past_stage(past: Mapping[str, Past], clock: Clock) -> Stage:
+    named = Counter(each.model for each in past.values()).most_common(1)
+    return Stage(RECORDED, PastModel(past, clock), named[0][0] if named else RECORDED)
+
+
+def _live_stage(assembly: Assembly, large: str, data: Folder) -> Stage:
+    """The large model; one of a server that is asked for whatever clients name is the one that most calls named."""
+    stage = assembly.candidates[large].stage
+    return stage if stage.model else replace(stage, model=max(data.card.models, key=lambda m: data.card.models[m]))
+
+
 def _check(assembly: Assembly, data: Folder, version: Version, large: str | None, settings: Settings) -> None:
     task = data.card.task
     if other := {version.task, str(version.recipe.get("task", task))} - {task}:
@@ -172,8 +187,9 @@ def _check(assembly: Assembly, data: Folder, version: Version, large: str | None
         )
     if not data.splits["test"]:
         raise DataError(f"The dataset of the task {task!r} has no test calls.", hint="Make it again from more calls.")
-    if large is not None and large not in assembly.candidates:
-        raise ConfigError(f"There is no model {large!r}.", hint=f"Configured: {', '.join(assembly.candidates)}.")
+    asked = [*([] if large is None else [large]), *assembly.config.policy(task).others]
+    if missing := [name for name in asked if name not in assembly.candidates]:
+        raise ConfigError(f"There is no model {missing[0]!r}.", hint=f"Configured: {', '.join(assembly.candidates)}.")
     if unknown := [arm for arm in settings.arms if arm not in ARMS]:
         raise ConfigError(f"Unknown arms: {', '.join(unknown)}.", hint=f"Allowed: {', '.join(ARMS)}.")
 

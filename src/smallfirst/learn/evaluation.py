@@ -25,7 +25,7 @@ from smallfirst.exact import upper_bound
 from smallfirst.guarantee import Certificate
 from smallfirst.learn.artifact import write_json
 from smallfirst.learn.asking import Asked
-from smallfirst.learn.paired import difference, p_noninferior
+from smallfirst.learn.paired import difference, least_calls, p_noninferior
 from smallfirst.report import FigureSpec, figure_row
 from smallfirst.stats import Figure
 
@@ -40,6 +40,7 @@ ARMS: Mapping[Arm, str] = {
 UTILISATIONS = (0.5, 0.2)
 """Shares of the time in which the local machine works, beside all of it; the rest is paid for all the same."""
 FILE = "evaluation.json"
+_UNITS = {"rate": ", %", "seconds": ", s", "usd": ", $"}
 
 
 def _cps_at(utilisation: float) -> str:
@@ -247,7 +248,7 @@ def render(evaluation: Evaluation) -> Group:
     for spec in FIGURES:
         figures = [each.figures[spec.attribute] for each in evaluation.arms]
         if any(figure.value is not None for figure in figures):
-            table.add_row(spec.name, *(_cell(figure, spec) for figure in figures))
+            table.add_row(spec.name + _UNITS.get(spec.unit, ""), *(_cell(figure, spec) for figure in figures))
     table.add_row("joules a call", *("" if r.joules is None else f"{r.joules:.3g}" for r in evaluation.arms))
     table.add_row("calls", *(str(len(each.calls)) for each in evaluation.arms))
     return Group(table, *(Text(line) for line in sentences(evaluation)))
@@ -263,20 +264,24 @@ def sentences(evaluation: Evaluation) -> list[str]:
         )
     elif evaluation.refused:
         more = f" About {evaluation.needed} more labels are needed." if evaluation.needed else ""
-        found.append(f"Nothing is accepted: {evaluation.refused}.".replace("..", ".") + more)
+        found.append(f"Nothing is accepted: {evaluation.refused.rstrip('.')}.{more}")
     for each in evaluation.arms:
         if each.p_noninferior is not None and each.arm in ("B3", "B4"):
-            shown = "shown" if each.p_noninferior <= settings.delta else "not shown"
-            found.append(
-                f"{each.arm} is {shown} to be right less often than B0 by less than {100 * settings.margin:g} points "
-                f"(p = {each.p_noninferior:.2g}, n = {each.figures['difference'].n})."
-            )
+            found.append(_noninferior(each, each.p_noninferior, settings))
         if each.errors:
             counts = ", ".join(f"{n} {code}" for code, n in each.errors.items())
             found.append(f"{each.arm} left calls without an answer: {counts}.")
     labels = ", ".join(f"{n} {kind}" for kind, n in evaluation.labels.items())
     found.append(f"Right by: {labels}. USD are for 1,000 right answers; intervals at {settings.level:.0%}.")
     return [*found, *evaluation.notes]
+
+
+def _noninferior(result: ArmResult, p: float, settings: Settings) -> str:
+    shown, n = p <= settings.delta, result.figures["difference"].n
+    least = least_calls(settings.margin, settings.delta)
+    few = f"; {least} calls could show it, without a loss among them" if not shown and n < least else ""
+    claim = f"shown to be at most {100 * settings.margin:g} points less often right than B0"
+    return f"{result.arm} is {'' if shown else 'not '}{claim} (p = {p:.2g}, n = {n}{few})."
 
 
 def _arm_json(result: ArmResult) -> dict[str, Any]:

@@ -69,6 +69,11 @@ def difference(wins: int, losses: int, n: int, level: float = 0.95) -> Figure:
     return Figure((wins - losses) / n, -most, -least, n, "score, paired")
 
 
+def least_calls(margin: float, level: float) -> int:
+    """The fewest calls by which non-inferiority to a model that is always right can be shown: without a loss."""
+    return math.ceil(math.log(level) / math.log1p(-margin))
+
+
 def holm(p_values: Sequence[float], level: float) -> list[bool]:
     """Which hypotheses are rejected so that P(any of them is rejected wrongly) <= level (Holm 1979)."""
     order = sorted(range(len(p_values)), key=lambda i: p_values[i])

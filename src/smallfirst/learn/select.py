@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import math
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -32,7 +31,7 @@ from smallfirst.learn.candidates import Candidate, Facts, memory_bytes
 from smallfirst.learn.card import Folder
 from smallfirst.learn.dataset import Row
 from smallfirst.learn.examples import Examples
-from smallfirst.learn.paired import difference, holm, p_noninferior
+from smallfirst.learn.paired import difference, holm, least_calls, p_noninferior
 from smallfirst.learn.past import Past
 from smallfirst.router import Candidate as Routed
 from smallfirst.router import route
@@ -344,17 +343,12 @@ def _why(
     if any(trial.passed for trial in trials):
         return "Stay with the large model: those that are as good cost as much, or their price is unknown."
     best = max(trials, key=lambda trial: (trial.accuracy.value or 0.0, trial.name))
-    needed = _needed(len(trials), settings)
+    needed = least_calls(settings.margin, settings.level / len(trials))
     few = f" {n} calls are too few to show it; {needed} could, without a loss among them." if n < needed else ""
     return (
         f"Stay with the large model: none is shown to be worse by less than {points}. {_name(best)} is best, right on "
         f"{_share(best)} calls; the large model is on {right} of {n}.{few}"
     )
-
-
-def _needed(trials: int, settings: Settings) -> int:
-    """The fewest calls by which a trial without a loss passes, if the large model is right on all."""
-    return math.ceil(math.log(settings.level / trials) / math.log(1 - settings.margin))
 
 
 def _name(trial: Trial) -> str:
