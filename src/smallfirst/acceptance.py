@@ -22,6 +22,7 @@ from smallfirst.exact import upper_bound
 from smallfirst.guarantee import Certificate, Refusal
 
 Bools = NDArray[np.bool_]
+_BLOCKS = 20
 
 VERSION = 2
 KEPT = 0.75
@@ -62,7 +63,8 @@ class Acceptance:
     judge, by stage, answers that were given beside the stage's own: the surest answer is what is accepted.
     `expects` predicts from the request's features alone whether the answer will be accepted; None where that cannot be
     told from the labels (all or hardly any were accepted). `costs` are None where a price is unknown. `made_at` in
-    seconds since the epoch.
+    seconds since the epoch. `curve` has the labels that the promise was made from, the most confident first, in blocks
+    of like confidence: the least and the mean confidence, how many, and how many of those wrong.
     """
 
     task: str
@@ -75,6 +77,7 @@ class Acceptance:
     made_at: float
     costs: Costs | None = None
     others: Mapping[str, Model] = field(default_factory=dict)
+    curve: tuple[tuple[float, float, int, int], ...] = ()
 
     @property
     def threshold(self) -> float:
@@ -106,6 +109,7 @@ class Acceptance:
             "model": self.model.to_json(),
             "expects": None if self.expects is None else self.expects.to_json(),
             "others": {stage: model.to_json() for stage, model in self.others.items()},
+            "curve": self.curve,
         }
 
     @classmethod
@@ -129,6 +133,7 @@ class Acceptance:
                 made_at=kept["made_at"],
                 costs=Costs(**kept["costs"]) if kept["costs"] else None,
                 others={stage: Model.from_json(model) for stage, model in kept["others"].items()},
+                curve=tuple((least, mean, n, wrong) for least, mean, n, wrong in kept.get("curve", ())),
             )
             if not made.threshold > 0:
                 raise ValueError(f"threshold {made.threshold!r}: allowed is a number above 0")
@@ -212,6 +217,20 @@ def certify(
         made_at=made_at,
         costs=costs,
         others={stage: each.model for stage, each in judged.items()},
+        curve=_curve(confidence, wrong),
+    )
+
+
+def _curve(confidence: NDArray[np.float64], wrong: Bools) -> tuple[tuple[float, float, int, int], ...]:
+    """See `Acceptance`. Equal confidences stay together; answers that are never accepted are one block."""
+    order = np.argsort(-confidence, kind="stable")
+    ordered, failed = confidence[order], wrong[order]
+    ends = np.flatnonzero(np.diff(ordered, append=-1.0) < 0) + 1
+    wanted = np.linspace(0, len(ordered), _BLOCKS + 1)[1:]
+    chosen = np.unique(ends[np.searchsorted(ends, wanted)]).tolist()
+    return tuple(
+        (float(ordered[end - 1]), float(ordered[start:end].mean()), end - start, int(failed[start:end].sum()))
+        for start, end in zip([0, *chosen[:-1]], chosen, strict=True)
     )
 
 

@@ -102,11 +102,12 @@ def audits(stream: AuditStream) -> Spec:
     band = {"y": _part("low", "failure of accepted answers", whole=False), "y2": {"field": "high"}}
     shown = [_tip("found", "found"), _when(), _tip("confidence", "confidence", ".3f"), *_interval(".1%")]
     ticks = {"y": {"value": 0}, "shape": _named("found"), "color": _named("found"), "tooltip": shown}
-    layers = [
+    return _layers(
+        rows,
         {"mark": {"type": "area", "opacity": 0.2, "interpolate": "step-after"}, "encoding": x | band},
         {"mark": {"type": "point", "filled": True}, "encoding": x | ticks},
-    ]
-    return _layers(rows, *layers, *([] if stream.alpha is None else [_rule(stream.alpha, "promised")]))
+        *([] if stream.alpha is None else [_rule(stream.alpha, "promised")]),
+    )
 
 
 def stages(costs_by_stage: Sequence[StageCost]) -> Spec:
@@ -131,10 +132,10 @@ def tools(confusion: Confusion) -> Spec:
     names = [name or "words" for name in confusion.names]
     shown = [*names[:_TOOLS_SHOWN], "others"] if len(names) > _TOOLS_SHOWN else names
     counts: dict[tuple[str, str], int] = {}
-    for row, large in enumerate(names):
-        for column, small in enumerate(names):
+    for row, line in enumerate(confusion.counts):
+        for column, calls in enumerate(line):
             place = (shown[min(row, _TOOLS_SHOWN)], shown[min(column, _TOOLS_SHOWN)])
-            counts[place] = counts.get(place, 0) + confusion.counts[row][column]
+            counts[place] = counts.get(place, 0) + calls
     cells = [{"large": large, "small": small, "calls": n} for (large, small), n in counts.items()]
     axes = {
         "y": {"field": "large", "type": "nominal", "title": "large model", "sort": shown},
