@@ -56,9 +56,9 @@ CLOCK = Tool(
 )
 
 
-def write_adapter(path: Path) -> Path:
+def write_adapter(path: Path, seed: int = 0) -> Path:
     """A LoRA adapter of SmolLM2 that changes one matrix at random."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     writer = gguf.GGUFWriter(path, arch="llama")
     writer.add_string("general.type", "adapter")
     writer.add_string("adapter.type", "lora")
@@ -289,6 +289,34 @@ async def test_an_engine_that_stays_dead_fails_at_once(tmp_path: Path) -> None:
     with pytest.raises(BackendUnavailable, match=r"cannot be started again yet.*weights\.gguf"):
         await answer(dying, replace(ask(), timeout_s=60.0))
     await dying.close()
+
+
+async def test_an_adapter_is_loaded_while_the_engine_serves(backend: LlamaCppBackend, tmp_path: Path) -> None:
+    """The engine with one more adapter takes over: an answer under way ends where it began, the next ones have all
+    adapters, and the former engine ends with its last answer."""
+    added = await asyncio.to_thread(write_adapter, tmp_path / "more.gguf", 1)
+    former, long = backend.engine, backend.generate(ask(sampling=Sampling(max_tokens=60)))
+    await anext(long)
+    await backend.load({"more": added})
+    assert backend.engine is not former
+    assert former.pid is not None
+    answers = [text_of(await answer(backend, ask(adapter=name))) for name in (None, "noise", "more")]
+    assert len(set(answers)) == 3
+    assert usage_of([delta async for delta in long]).output_tokens > 1
+    async with asyncio.timeout(10):
+        while former.pid is not None:  # noqa: ASYNC110 - nothing else tells
+            await asyncio.sleep(0.01)
+
+
+async def test_an_adapter_that_cannot_be_loaded_changes_nothing(backend: LlamaCppBackend, tmp_path: Path) -> None:
+    """A damaged file is an error that names it, and what served goes on with the adapters that it had."""
+    broken = tmp_path / "broken.gguf"
+    await asyncio.to_thread(broken.write_bytes, b"no adapter")
+    before, engine = text_of(await answer(backend, ask(adapter="noise"))), backend.engine
+    with pytest.raises(ModelFileError, match="cannot serve"):
+        await backend.load({"broken": broken})
+    assert backend.engine is engine
+    assert text_of(await answer(backend, ask(adapter="noise"))) == before
 
 
 async def test_unreadable_weights_are_a_clear_error(tmp_path: Path) -> None:

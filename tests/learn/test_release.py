@@ -8,18 +8,22 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import aiohttp
+import gguf
 import msgspec
+import numpy as np
 import pytest
 import tiny
 from typer.testing import CliRunner
 
 from smallfirst.backends.specialist import Manifest, PromptTemplate
 from smallfirst.cli import app
-from smallfirst.config import ModelConfig
+from smallfirst.config import ModelConfig, parse
 from smallfirst.errors import ConfigError, ModelFileError, NotFoundError
 from smallfirst.learn import release as stage
-from smallfirst.models import file_sha256
+from smallfirst.models import file_sha256, write_gguf
 from smallfirst.rollout import Rules
+from smallfirst.serve.server import serving
 from smallfirst.store import Store, TaskRow, open_store
 from smallfirst.types import Attempt, Choice, Completion, Record, Request, ToolCall
 
@@ -143,6 +147,82 @@ def call(n: int, *, right: bool) -> Record:
     attempts = (answer("large", "Rome", "escalate"), answer("small", "Rome" if right else "Oslo", "shadow"))
     request = Request("chat", body, "auto", (said,))
     return Record(f"r{n}", float(n), request, "t", "observe", attempts, 0, "escalate", "", 200, 1.0, "c")
+
+
+def write_lora(path: Path, seed: int, base: Path) -> Path:
+    """An adapter of the tiny model that changes one matrix at random."""
+    random = np.random.default_rng(seed)
+    writer = gguf.GGUFWriter(path, arch="llama")
+    writer.add_string("general.type", "adapter")
+    writer.add_string("adapter.type", "lora")
+    writer.add_float32("adapter.lora.alpha", 4.0)
+    for side, shape in (("a", (4, tiny.HEADS * tiny.SIZE)), ("b", (tiny.WIDTH, 4))):
+        writer.add_tensor(f"blk.0.attn_output.weight.lora_{side}", random.normal(size=shape).astype(np.float32))
+    write_gguf(writer)
+    describe(path, base_sha256=file_sha256(base))
+    return path
+
+
+ENGINE = """
+[models.small]
+backend = "llamacpp"
+weights = "{base}"
+context = 512
+slots = 2
+threads = 1
+batch_threads = 1
+[cascade]
+mode = "small_only"
+[store]
+url = "sqlite:///{folder}/calls.db"
+"""
+
+
+@pytest.mark.engine
+async def test_a_real_engine_switches_adapters_under_load(store: Store, tmp_path: Path, base: Path) -> None:
+    """While calls go on, versions come and go on the embedded engine: every call is answered, and an adapter that the
+    engine cannot read is taken back while the live one goes on."""
+    versions = [
+        await stage.register(store, "t", write_lora(tmp_path / f"{n}.gguf", n, base), str(base)) for n in range(2)
+    ]
+    broken = write_lora(tmp_path / "broken.gguf", 2, base)
+    train_again(broken)
+    describe(broken, base_sha256=file_sha256(base))
+    answers: list[tuple[int, str]] = []
+    done = asyncio.Event()
+    config = parse(ENGINE.format(base=base, folder=tmp_path), {})
+    async with serving(config, {}) as url, aiohttp.ClientSession(url) as http:
+
+        async def load() -> None:
+            body = {"model": "auto", "messages": [{"role": "user", "content": "Rome"}], "max_tokens": 8}
+            while not done.is_set():
+                async with http.post("/v1/chat/completions", json=body, headers={"x-smallfirst-task": "t"}) as reply:
+                    answers.append((reply.status, reply.headers.get("x-smallfirst-model", "")))
+
+        async def served_by(model: str) -> None:
+            async with asyncio.timeout(20):
+                while not answers or answers[-1][1] != model:  # noqa: ASYNC110 - another task asks
+                    await asyncio.sleep(0.01)
+
+        async with asyncio.TaskGroup() as group:
+            for _ in range(2):
+                group.create_task(load())
+            await served_by("tiny")
+            for version in versions:
+                await stage.release(store, version, to="live", share=1.0)
+                await served_by(version.id)
+            bad = await stage.register(store, "t", broken, str(base))
+            await stage.release(store, bad, to="live", share=1.0)
+            async with asyncio.timeout(20):
+                while (await store.aliases("t"))["live"] == bad.id:  # noqa: ASYNC110 - the gateway writes
+                    await asyncio.sleep(0.01)
+            await stage.rollback(store, "t")
+            await served_by("tiny")
+            done.set()
+    assert {status for status, _ in answers} == {200}
+    assert {model for _, model in answers} == {"tiny", versions[0].id, versions[1].id}
+    refused = next(move for move in await store.moves("t") if move.by == "gateway")
+    assert (refused.version, refused.reason.startswith("cannot be served")) == (bad.id, True)
 
 
 async def name_task(url: str) -> None:
