@@ -174,4 +174,8 @@ def test_the_command_prints_tables_and_json(tmp_path: Path) -> None:
     assert shown.exit_code == 0, shown.output
     assert "always-large" in shown.output
     printed = CliRunner().invoke(app, [*arguments, "--json", "--fit", str(path)])
-    assert json.loads(printed.stdout)["settings"]["small"] == "tiny"
+    settings = json.loads(printed.stdout)["settings"]
+    assert settings["small"] == "tiny"
+    assert settings["fitted_and_tested"] == settings["tested_on"] == 120
+    said = CliRunner().invoke(app, [*arguments, "--fit", str(path)])
+    assert "120 of the calls tested on are fitted on as well" in said.output

@@ -21,7 +21,7 @@ def replay(
     small: Annotated[str, typer.Option(help="The model that answers first.")],
     large: Annotated[str, typer.Option(help="The model that is escalated to.")],
     second: Annotated[
-        str | None, typer.Option(help="A second small model, whose agreement with the first is evidence.")
+        str | None, typer.Option(help="A second small model: its agreement is evidence; else the surer answer counts.")
     ] = None,
     fit: Annotated[
         Path | None, typer.Option(help="Calls to calibrate on; without it, random halves of FILE are.")

@@ -23,6 +23,7 @@ from smallfirst.guarantee import Certificate, Refusal
 from smallfirst.replay.policies import Results
 from smallfirst.replay.run import Replay, Split
 from smallfirst.report import figure_row
+from smallfirst.schemas import canonical_json
 from smallfirst.stats import Figure
 
 Floats = NDArray[np.float64]
@@ -130,6 +131,7 @@ def _settings(replay: Replay) -> dict[str, Any]:
         "calls": len(replay.calls),
         "fitted_on": replay.fitted_on,
         "tested_on": len(splits[0].index),
+        "fitted_and_tested": _in_both(replay),
         "unit": replay.prices.unit,
         "priced_by_list": list(replay.prices.by_list),
         "certified_splits": len(certified),
@@ -139,6 +141,13 @@ def _settings(replay: Replay) -> dict[str, Any]:
         "features": list(learned[0].model.names),
         "decision_ms": replay.decision_ms,
     }
+
+
+def _in_both(replay: Replay) -> int:
+    """Test calls of the first split whose request, word for word, is fitted on as well."""
+    tested = set(replay.splits[0].index.tolist())
+    fitted = {canonical_json(call.request.body) for n, call in enumerate(replay.calls) if n not in tested}
+    return sum(canonical_json(replay.calls[n].request.body) in fitted for n in tested)
 
 
 def _summary(settings: dict[str, Any]) -> str:
@@ -151,6 +160,10 @@ def _summary(settings: dict[str, Any]) -> str:
         f"alpha {settings['alpha']:.3g} ({given}), delta {settings['delta']:g}; {of}",
         f"costs in {settings['unit']}; by price list: {lists}; others {settings['small_cost_ratio']:g} of a large call",
     ]
+    if both := settings["fitted_and_tested"]:
+        lines.append(
+            f"{both} of the calls tested on are fitted on as well: on unseen calls the figures would be worse."
+        )
     if refused := settings["refused_splits"]:
         needed = settings["labels_missing"]
         more = f"; about {needed} more labels are needed there" if needed else ""
