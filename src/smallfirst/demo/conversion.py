@@ -70,7 +70,7 @@ class Plan:
     specialist, `notes` of the call site that appears later, `later` ones once it is converted, and at most `trial`
     calls of a task during a rollout. So many `specialists` are made at first, of tasks with `least_calls` calls."""
 
-    tickets: int = 420
+    tickets: int = 440
     measured: int = 40
     minutes: float = 0.75
     notes: int = 320

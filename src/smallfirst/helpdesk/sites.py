@@ -193,7 +193,7 @@ def claims(ticket: Ticket, rng: random.Random, age: float) -> Ask:
 SITES: Mapping[str, tuple[Site, float]] = {
     "triage": (triage, 1.0),
     "slots": (slots, 1.0),
-    "action": (action, 0.6),
+    "action": (action, 0.35),
     "sql": (sql, 0.3),
     "summary": (summary, 0.3),
     "reply": (reply, 0.3),
