@@ -23,6 +23,7 @@ from smallfirst.errors import CalibrationError
 from smallfirst.guarantee import Certificate
 from smallfirst.labels import Kind, Label, Outcomes, label_of, referred, request_of
 from smallfirst.monitor import Monitor
+from smallfirst.registry import watched
 from smallfirst.store import RecordFilter, Store, StoredRecord
 from smallfirst.types import Attempt, Decision, Request, total_usd
 
@@ -147,16 +148,15 @@ async def gather(
     alarms: Mapping[str, float] | None = None,
     progress: Callable[[int], None] = lambda _: None,
 ) -> dict[Key, Sample]:
-    """The samples of a task, or of all, by (task, stage). `alarms` tells by task before when calls are left out.
+    """The samples of a task, or of all, by (task, stage). `alarms` tells by the name that a stage is watched under before when
+    its calls are left out.
 
     Answers of another model than the newest one behind a stage are left out: they say nothing of its answers.
     """
     samples: dict[Key, Sample] = {}
-    outcomes, alarms = Outcomes(), alarms or {}
-    done = 0
+    outcomes, done = Outcomes(), 0
     async for record in store.export(RecordFilter(task=task, since=since)):
-        if record.created_at >= alarms.get(record.task, 0.0):
-            _take(record, outcomes, samples)
+        _take(record, outcomes, samples, alarms or {})
         outcomes.learn(record)
         done += 1
         progress(done)
@@ -227,10 +227,12 @@ def _kept(row: Row, least: float) -> bool:
     return draw < least / row.chance
 
 
-def _take(record: StoredRecord, outcomes: Outcomes, samples: dict[Key, Sample]) -> None:
+def _take(record: StoredRecord, outcomes: Outcomes, samples: dict[Key, Sample], alarms: Mapping[str, float]) -> None:
     request = request_of(record)
     for n in _judged(record):
         attempt = record.attempts[n]
+        if record.created_at < alarms.get(watched(record.task, attempt.stage), 0.0):
+            continue
         sample = samples.setdefault((record.task, attempt.stage), Sample(record.task, attempt.stage, attempt.model))
         if attempt.model != sample.model or len(sample.rows) >= MOST:
             continue
