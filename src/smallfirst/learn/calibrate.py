@@ -148,8 +148,8 @@ async def gather(
     alarms: Mapping[str, float] | None = None,
     progress: Callable[[int], None] = lambda _: None,
 ) -> dict[Key, Sample]:
-    """The samples of a task, or of all, by (task, stage). `alarms` tells by the name that a stage is watched under before when
-    its calls are left out.
+    """The samples of a task, or of all, by (task, stage). `alarms` tells by the name that a stage is watched
+    under before when its calls are left out.
 
     Answers of another model than the newest one behind a stage are left out: they say nothing of its answers.
     """
