@@ -1,7 +1,7 @@
 """What a shortened context costs and what it keeps: accuracy, tokens and cost per success of a predictor behind it.
 
-    qa        questions over documents: the full context beside every compressor at the same budget of predictor tokens,
-              and the guard beside shortening always and never
+    qa        questions over documents: the full context beside every compressor at the same budget of predictor tokens;
+              "guarded" is "extract" with the guard, which shortens less, or not at all, where the question needs it
     kept      without any model: how often the shortened text still holds the answer, and how fast it is made
     research  one question over many sources: the same run with readers that shorten and with readers that do not
 
@@ -26,8 +26,10 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import random as chance
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,7 @@ from rich.table import Table
 from compressing import SETS, Answer, LLMLingua, Predictor, Question, chosen, counter, prompt
 from smallfirst.backends.llamacpp import EngineConfig, LlamaCppBackend
 from smallfirst.compress.base import Compressed, Compressor, Count, Identity, Lead, Random, count_tokens
+from smallfirst.compress.compressor import guarded
 from smallfirst.compress.extract import Bm25, Extract
 from smallfirst.compress.guard import Guard
 from smallfirst.compress.research import Library, Limits, Research, Researcher, Source
@@ -51,9 +54,26 @@ COMPRESSOR = "smollm2-135m-instruct-q4_1.gguf"
 Row = dict[str, Any]
 
 
-def methods(count: Count, llmlingua: LLMLingua | None) -> dict[str, Compressor]:
+@dataclass(frozen=True, slots=True)
+class Guarded:
+    """Extraction with the guard, as `CompressorBackend` uses them: shortened, shortened less, or left whole."""
+
+    guard: Guard
+    count: Count
+    name: str = "guarded"
+
+    async def compress(self, context: str, question: str, budget: int, *, seed: int = 0) -> Compressed:
+        del seed
+        begin = time.perf_counter()
+        made, facts = await guarded(Extract(self.count), self.guard, [context], question, budget, self.count)
+        size, seconds = self.count(context), time.perf_counter() - begin
+        short = made[0] if self.guard.allows(facts) else Compressed(context, size, size)
+        return replace(short, seconds=seconds)
+
+
+def methods(count: Count, guard: Guard, llmlingua: LLMLingua | None) -> dict[str, Compressor]:
     """By name, what is compared; "full" first."""
-    found: list[Compressor] = [Extract(count), Bm25(count), Lead(count), Random(count)]
+    found: list[Compressor] = [Extract(count), Guarded(guard, count), Bm25(count), Lead(count), Random(count)]
     found += [llmlingua] if llmlingua else []
     return {"full": Identity(count), **{each.name: each for each in found}}
 
@@ -80,11 +100,11 @@ async def qa(args: argparse.Namespace, console: Console) -> list[Row]:
                 shown = bar.add_task(name, total=len(questions))
                 asked: dict[str, list[Answer]] = {}
                 for question in questions:
-                    for method, compressor in methods(count, llmlingua).items():
+                    for method, compressor in methods(count, Guard(args.coverage), llmlingua).items():
                         answer = await _ask(predictor, compressor, question, budget(question, count, args.times))
                         asked.setdefault(method, []).append(answer)
                     bar.advance(shown)
-                rows += table(name, asked, args)
+                rows += [_row(name, method, answers, asked["full"], args) for method, answers in asked.items()]
     finally:
         await backend.close()
         if llmlingua:
@@ -96,18 +116,7 @@ async def _ask(predictor: Predictor, compressor: Compressor, question: Question,
     short = await compressor.compress(question.context, question.text, tokens)
     answer = await predictor.ask(prompt(question.text, short.text))
     right = question.right(answer["said"])
-    return {**answer, "right": right, "seconds": short.seconds, "facts": dict(short.facts)}
-
-
-def table(name: str, asked: Mapping[str, list[Answer]], args: argparse.Namespace) -> list[Row]:
-    """Each method's figures, and the guard's: shortened where it allows, in full elsewhere."""
-    full = asked["full"]
-    guard = Guard(args.coverage)
-    guarded = [
-        short if guard.allows(short["facts"]) else {**whole, "seconds": short["seconds"]}
-        for short, whole in zip(asked["extract"], full, strict=True)
-    ]
-    return [_row(name, method, answers, full, args) for method, answers in {**asked, "guarded": guarded}.items()]
+    return {**answer, "right": right, "seconds": short.seconds}
 
 
 def _row(name: str, method: str, answers: Sequence[Answer], full: Sequence[Answer], args: argparse.Namespace) -> Row:
@@ -140,7 +149,7 @@ async def kept(args: argparse.Namespace, console: Console) -> list[Row]:
     rows = []
     for name in args.sets:
         questions = [q for q in chosen(SETS[name](args.data), args.split, args.questions) if q.holds(q.context)]
-        for method, compressor in methods(count_tokens, None).items():
+        for method, compressor in methods(count_tokens, Guard(args.coverage), None).items():
             begin = time.perf_counter()
             made: list[Compressed] = [
                 await compressor.compress(q.context, q.text, budget(q, count_tokens, args.times)) for q in questions
@@ -166,15 +175,10 @@ async def research(args: argparse.Namespace, console: Console) -> list[Row]:
     config = EngineConfig(weights=weights, name=weights.stem, context=16384, slots=1, threads=1, batch_threads=1)
     backend = LlamaCppBackend(config)
     await backend.start()
-    texts: dict[str, str] = {}
-    questions = []
-    for question in chosen(SETS["hotpot"](args.data), args.split, 50):
-        if len(texts) < args.sources:
-            texts |= dict(question.documents)
-            questions.append(question)
-    sources = [Source(title, title, text) for title, text in texts.items()]
+    questions = chosen(SETS["hotpot"](args.data), args.split, 50)
+    sources = pages(questions)
     library, answers = Library(sources), dict[str, list[Row]]()
-    limits = Limits(rounds=1, steps=2, hits=args.hits, tokens=40, words=120)
+    limits = Limits(rounds=1, steps=2, hits=args.hits, tokens=40, words=60)
     readers: dict[str, Compressor] = {"notes": Extract(), "whole": Identity()}
     stage = Stage("predictor", backend, "m", timeout_s=600)
     try:
@@ -187,6 +191,15 @@ async def research(args: argparse.Namespace, console: Console) -> list[Row]:
     finally:
         await backend.close()
     return [_research_row(name, rows, answers["whole"]) for name, rows in answers.items()]
+
+
+def pages(questions: Sequence[Question]) -> list[Source]:
+    """The questions' paragraphs as sources of three each, in an order drawn once: reports have more than one matter."""
+    texts = sorted({document for question in questions for document in question.documents})
+    chance.Random(0).shuffle(texts)
+    threes = (texts[n : n + 3] for n in range(0, len(texts), 3))
+    bodies = ("\n\n".join(f"{title}\n{text}" for title, text in three) for three in threes)
+    return [Source(str(n), f"Report {n}", body) for n, body in enumerate(bodies)]
 
 
 def _research_answer(question: Question, made: Research) -> Row:
@@ -241,12 +254,11 @@ def main() -> None:
     parser.add_argument("--split", choices=("dev", "test"), default="test")
     parser.add_argument("--questions", type=int, default=50, help="of each set at most")
     parser.add_argument("--times", type=float, default=5.2, help="how much shorter the whole prompt is to be")
-    parser.add_argument("--coverage", type=float, default=0.5, help="of the guard")
+    parser.add_argument("--coverage", type=float, default=0.8, help="of the guard")
     parser.add_argument("--price", type=float, nargs=2, default=(0.75, 4.5), help="USD per million tokens in, out")
     parser.add_argument("--machine", type=float, default=0.10, help="USD per hour of this machine")
     parser.add_argument("--llmlingua", help="a Python that has llmlingua (see llmlingua_worker.py)")
-    parser.add_argument("--sources", type=int, default=100, help="of research, at least")
-    parser.add_argument("--hits", type=int, default=8, help="sources read for each step of research")
+    parser.add_argument("--hits", type=int, default=4, help="sources read for each step of research")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     console = Console(stderr=True)

@@ -18,8 +18,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from smallfirst.compress.base import Compressor, Count, count_tokens
+from smallfirst.compress.base import Compressed, Compressor, Count, count_tokens
 from smallfirst.compress.bm25 import Index
+from smallfirst.compress.compressor import together
 from smallfirst.compress.extract import cut
 from smallfirst.compress.summary import answer_of, total
 from smallfirst.errors import DataError
@@ -124,8 +125,8 @@ class Research:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """At most `rounds` rounds of `steps` steps, each of which has `hits` sources read to notes of `tokens` tokens; the
-    answer has `words` tokens at most."""
+    """At most `rounds` rounds of `steps` steps, each of which has `hits` sources read to notes of about `tokens` tokens
+    on average; the answer has `words` tokens at most."""
 
     rounds: int = 2
     steps: int = 4
@@ -227,25 +228,28 @@ class Researcher:
         found = [
             Step(str(step.get("query", "")), str(step.get("task", "")))
             for step in (steps if isinstance(steps, list) else ())
-            if isinstance(step, dict) and (step.get("query") or step.get("task"))
+            if isinstance(step, dict)
         ]
-        return tuple(dict.fromkeys(found))[:most]
+        return tuple(step for step in dict.fromkeys(found) if terms(f"{step.query} {step.task}"))[:most]
 
     async def _read(self, question: str, jobs: Sequence[tuple[Source, Step]], spent: Spent) -> list[Note]:
-        """What the readers found, side by side; nothing from sources that say nothing to it."""
-        made = await asyncio.gather(
-            *(
-                self.reader.compress(source.text, f"{question}\n{step.query}\n{step.task}", self.limits.tokens)
-                for source, step in jobs
-            )
-        )
+        """What the readers found, the sources of a step together; nothing from sources that say nothing to it."""
+        steps = dict.fromkeys(step for _, step in jobs)
+        groups = [(step, [source for source, wanted in jobs if wanted == step]) for step in steps]
+        made = await asyncio.gather(*(self._notes(question, step, sources) for step, sources in groups))
         notes = []
-        for (source, step), short in zip(jobs, made, strict=True):
-            seconds = short.seconds if short.usage.busy_seconds is None else short.usage.busy_seconds
-            spent.add(replace(short.usage, busy_seconds=seconds))
-            if short.text.strip():
-                notes.append(Note(source, step, short.text.strip(), short.usage.output_tokens == 0))
+        for (step, sources), shorts in zip(groups, made, strict=True):
+            for source, short in zip(sources, shorts, strict=True):
+                seconds = short.seconds if short.usage.busy_seconds is None else short.usage.busy_seconds
+                spent.add(replace(short.usage, busy_seconds=seconds))
+                if short.text.strip():
+                    notes.append(Note(source, step, short.text.strip(), short.usage.output_tokens == 0))
         return notes
+
+    async def _notes(self, question: str, step: Step, sources: Sequence[Source]) -> list[Compressed]:
+        texts = [source.text for source in sources]
+        sizes, wanted = [count_tokens(text) for text in texts], f"{question}\n{step.query}\n{step.task}"
+        return await together(self.reader, texts, sizes, wanted, self.limits.tokens * len(sources))
 
     async def _ask(self, text: str, schema: Mapping[str, Any] | None, spent: Spent) -> str:
         stage = self.predictor
