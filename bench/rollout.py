@@ -1,6 +1,6 @@
 """How soon a worse candidate is withdrawn, how often a good one is, and what becomes of an equal one, by simulation.
 
-    python bench/rollout.py [--runs 400] [--seed 0] [--only TEXT]
+    python bench/rollout.py [--runs 400] [--seed 0] [--only PATTERN...]
 
 Calls arrive one by one, `decide` is asked after every outcome. Canary: the episodes are split at the first share, and a
 run ends when the candidate is withdrawn or after 150 canary calls. Through: from shadow to live or withdrawal, at most
@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import argparse
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from random import Random
 from statistics import median
 
@@ -197,25 +198,28 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=400)
     parser.add_argument("--calls", type=int, default=8000, help="most calls of a run from shadow to live")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", default="", help="rows whose name holds this text")
+    parser.add_argument("--only", nargs="+", default=["*"], help="rows whose name is, or fits (*, ?), one of these")
     given = parser.parse_args()
     console, seeds = Console(), range(given.seed, given.seed + given.runs)
     table = Table("canary", "rolled back within 150 canary calls", "canary calls until then, median", "runs")
-    for name, world in CANARY.items():
-        if given.only in name:
-            runs = [canary(world, seed) for seed in track(seeds, name, console=console, transient=True)]
-            back = [run.calls for run in runs if run.step == "rolled_back"]
-            table.add_row(name, rate(len(back), runs), f"{median(back):.0f}" if back else "-", str(len(runs)))
+    for name in _chosen(CANARY, given.only):
+        runs = [canary(CANARY[name], seed) for seed in track(seeds, name, console=console, transient=True)]
+        back = [run.calls for run in runs if run.step == "rolled_back"]
+        table.add_row(name, rate(len(back), runs), f"{median(back):.0f}" if back else "-", str(len(runs)))
     console.print(table)
     table = Table("from shadow", "rolled back", "live", "called better", "canary calls, median", "most", "runs")
-    for name, world in THROUGH.items():
-        if given.only in name:
-            runs = [through(world, seed, given.calls) for seed in track(seeds, name, console=console, transient=True)]
-            counts = [sum(run.step == step for run in runs) for step in ("rolled_back", "live")]
-            rates = [rate(n, runs) for n in (*counts, sum(run.better for run in runs))]
-            used = [run.calls for run in runs]
-            table.add_row(name, *rates, f"{median(used):.0f}", str(max(used)), str(len(runs)))
+    for name in _chosen(THROUGH, given.only):
+        world = THROUGH[name]
+        runs = [through(world, seed, given.calls) for seed in track(seeds, name, console=console, transient=True)]
+        counts = [sum(run.step == step for run in runs) for step in ("rolled_back", "live")]
+        rates = [rate(n, runs) for n in (*counts, sum(run.better for run in runs))]
+        used = [run.calls for run in runs]
+        table.add_row(name, *rates, f"{median(used):.0f}", str(max(used)), str(len(runs)))
     console.print(table)
+
+
+def _chosen(worlds: Mapping[str, World], patterns: Sequence[str]) -> list[str]:
+    return [name for name in worlds if any(fnmatchcase(name, pattern) for pattern in patterns)]
 
 
 def rate(n: int, runs: list[Run]) -> str:
