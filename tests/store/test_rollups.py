@@ -140,7 +140,7 @@ async def compare(store: Store) -> None:
     found = await store.read(lambda c: rollups.sums(c, ALWAYS, 1))
     assert {(sums.hour, sums.task) for sums in found} == set(groups)
     for sums in found:
-        m = sums.measures
+        m = sums.by_name()
         told = {**m, "small": m["first_accepted"] + m["repaired_accepted"]}
         wanted = expected(groups[sums.hour, sums.task])
         assert {name: told[name] for name in wanted} == pytest.approx(wanted, abs=1e-9)
@@ -179,7 +179,7 @@ async def test_the_same_record_again_is_not_counted_again(store):
     for _ in range(3):
         await store.append(record)
     [sums] = await store.read(lambda c: rollups.sums(c, ALWAYS, 1))
-    assert sums.measures["calls"] == 1
+    assert sums.by_name()["calls"] == 1
 
 
 async def test_sums_are_chosen_by_key_task_and_hours(store):
@@ -189,7 +189,7 @@ async def test_sums_are_chosen_by_key_task_and_hours(store):
 
     async def calls(span: Span, width: int = 1) -> dict[tuple[int, str], float]:
         found = await store.read(lambda c: rollups.sums(c, span, width))
-        return {(s.hour, s.task): s.measures["calls"] for s in found}
+        return {(s.hour, s.task): s.by_name()["calls"] for s in found}
 
     assert await calls(Span(1000, 1008), 24) == {(1000, "trips"): 2, (1000, "mail"): 1}
     assert await calls(Span(1000, 1009, key="a")) == {(1000, "trips"): 1, (1001, "trips"): 1, (1009, "mail"): 1}
@@ -226,7 +226,7 @@ async def test_totals_are_those_of_the_report(store):
         tally.add(summary)
     overall = tally.report().overall
     found = await store.read(lambda c: rollups.sums(c, ALWAYS, 10**6))
-    total = {name: sum(sums.measures[name] for sums in found) for name in MEASURES}
+    total = {name: sum(sums.by_name()[name] for sums in found) for name in MEASURES}
     assert total["calls"] == overall.calls
     assert total["priced"] == overall.calls - overall.unpriced
     assert total["usd"] == pytest.approx(overall.cost_usd)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from array import array
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import zip_longest
@@ -112,11 +112,15 @@ class Fact:
 
 @dataclass(frozen=True, slots=True)
 class Sums:
-    """What the calls of a task came to from `hour` on: the sum of every measure, by name."""
+    """What the calls of a task came to from `hour` on: the sums of `MEASURES`, in their order."""
 
     hour: int
     task: str
-    measures: Mapping[str, float]
+    measures: Floats
+
+    def by_name(self) -> dict[str, float]:
+        """The sums by the names of their measures."""
+        return dict(zip(MEASURES, self.measures.tolist(), strict=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,11 +284,7 @@ def sums(connection: Connection, span: Span, width: int) -> list[Sums]:
     for (hour, task, _, _), found in _summed(_waiting(connection, span)).items():
         place = ((hour - span.first) // width, task)
         cells[place] = cells.get(place, 0.0) + found
-    return [
-        Sums(span.first + bin_ * width, task, dict(zip(MEASURES, cell.tolist(), strict=True)))
-        for (bin_, task), cell in sorted(cells.items())
-        if cell[0] > 0
-    ]
+    return [Sums(span.first + bin_ * width, task, cell) for (bin_, task), cell in sorted(cells.items()) if cell[0] > 0]
 
 
 def durations(connection: Connection, span: Span) -> dict[int, int]:
