@@ -396,3 +396,18 @@ async def test_an_answer_that_the_calibrator_does_not_judge_stays_evidence() -> 
     assert outcome.served is not None
     assert outcome.attempts[outcome.served].stage == "large"
     assert outcome.attempts[1].features["agree"] == 0
+
+
+async def test_what_was_cut_off_is_repaired_in_the_shadow_as_it_is_before_the_large_model() -> None:
+    """What is learned from shadows holds for the answers that are served."""
+    whole = Completion((Choice("all of it", finish_reason="stop"),), Usage(9, 3))
+
+    def script(asked: Request) -> Completion:
+        return whole if len(asked.messages) > 1 else Completion((Choice("half", finish_reason="length"),), Usage(9, 3))
+
+    asked = request(tools=())
+    small, large = stage("small", script, repairs=1), stage("large", script)
+    served = await run([small, large], asked)
+    shadowed = await CASCADE.shadow(small, asked, Allowance(time.monotonic()))
+    assert [(a.kind, a.features) for a in served.attempts] == [(a.kind, a.features) for a in shadowed]
+    assert served.attempts[-1].kind == "repair"

@@ -91,16 +91,18 @@ class _Try:
 
 @dataclass(frozen=True, slots=True)
 class _Call:
-    """A call on its way: what is asked, by which route, within what, and the attempts made so far."""
+    """A call on its way: what is asked, by which route, within what, and the attempts made so far. In the `shadow` a
+    stage answers as it does where another one may follow."""
 
     route: Route
     request: Request
     allowance: Allowance
     sink: Sink | None
     attempts: list[Attempt]
+    shadow: bool = False
 
     def last(self, stage: Stage) -> bool:
-        return stage is self.route.stages[-1]
+        return stage is self.route.stages[-1] and not self.shadow
 
     def sink_of(self, stage: Stage) -> Sink | None:
         """Where the stage's deltas go: only the last one's are sent while they are generated."""
@@ -149,7 +151,7 @@ class Cascade:
         self, stage: Stage, request: Request, allowance: Allowance, others: tuple[Stage, ...] = ()
     ) -> tuple[Attempt, ...]:
         """Answer `request` as `stage` would have, with `others` beside it, for the record only."""
-        call = _Call(Route("", "observe", (stage,), others=others), request, allowance, None, [])
+        call = _Call(Route("", "observe", (stage,), others=others), request, allowance, None, [], shadow=True)
         await self._stage(call, stage)
         return tuple(a if a.decision == "evidence" else replace(a, decision="shadow") for a in call.attempts)
 
@@ -213,7 +215,8 @@ class Cascade:
             found = features(said, completion, verdict, repairs, mended=mended is not None, others=answers)
         confidence = route.calibrator.confidence(found) if route.calibrator and found else None
         known = [c for c in (confidence, *(each.confidence for each in evidence)) if c is not None]
-        decision, reason = _decide(route, stage, asked, completion, verdict, max(known, default=None), error)
+        sure = max(known, default=None)
+        decision, reason = _decide(route, stage, asked, completion, verdict, sure, error, last=call.last(stage))
         attempt = Attempt(
             stage=stage.name,
             backend=stage.backend.name,
@@ -328,13 +331,14 @@ def _decide(
     verdict: Verdict,
     confidence: float | None,
     error: BackendError | None,
+    *,
+    last: bool,
 ) -> tuple[Decision, str]:
     """The cascade's rule for one attempt (mechanisms, section 2): validity first, then calibrated confidence.
 
     What the last stage cut off at the caller's own limit, and plain text that it cut off at any, is an answer, as any
     provider gives it (finish_reason length).
     """
-    last = stage is route.stages[-1]
     otherwise: Decision = "abstain" if last else "escalate"
     if error is not None or completion is None:
         return otherwise, f"error:{error.code if error else 'empty'}"
