@@ -119,6 +119,7 @@ def test_without_candidates_nothing_is_selected(desk: Path, here: Path) -> None:
         (("evaluate", "desk", "--arms", "B3"), "no adapter at"),
         (("evaluate", "other", "--untrained", "--data", "{desk}/data"), "of the task 'desk', not of 'other'"),
         (("evaluate", "desk", "--untrained", "--large", "huge"), "--large is 'huge'"),
+        (("select", "other", "--data", "{desk}/data"), "not of 'other'"),
         (("select", "desk", "--margin", "0"), "--margin is 0.0"),
         (("select", "desk", "--candidates", "gone.gguf"), ""),
     ],

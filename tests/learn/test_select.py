@@ -20,7 +20,7 @@ from smallfirst.backends.fake import Script
 from smallfirst.config import ModelConfig, parse
 from smallfirst.errors import BackendUnavailable, ConfigError, DataError, ModelFileError
 from smallfirst.learn import card
-from smallfirst.learn.candidates import Candidate, Facts, chosen, listed, named
+from smallfirst.learn.candidates import Candidate, Facts, chosen, identity, listed, named
 from smallfirst.learn.card import Folder
 from smallfirst.learn.past import Past, answers_of
 from smallfirst.learn.select import FILE, JOURNAL, Settings, save, select, to_json
@@ -70,7 +70,7 @@ def candidate(store: Store, name: str, script: Script) -> Candidate:
             parts.pricing.add(name, ModelConfig(backend="llamacpp", weights="tiny"))
             yield replace(parts, candidates={name: replace(parts.candidates["small"], stage=replace(stage, name=name))})
 
-    return Candidate(name, Facts("test", "Apache-2.0", 4096), ModelConfig(backend="llamacpp", weights=name), start)
+    return Candidate(name, Facts("test", "Apache-2.0", 4096), ModelConfig(backend="fake", model=name), start)
 
 
 async def test_the_cheapest_that_is_as_good_is_chosen(
@@ -231,6 +231,18 @@ url = "sqlite:///{tmp_path}/calls.db"
     async with found[0].start() as parts:
         assert parts.candidates["near/a"].stage.small
         assert parts.candidates["near/a"].stage.model == "a"
+
+
+def test_other_weights_are_another_model(tmp_path: Path) -> None:
+    """Answers are kept by what a model is: its table and, for a file, what lies there today."""
+    weights = tmp_path / "a.gguf"
+    weights.write_bytes(b"one")
+    model = ModelConfig(backend="llamacpp", weights=str(weights))
+    before = identity(model)
+    assert identity(model) == before
+    weights.write_bytes(b"other")
+    assert identity(model) != before
+    assert identity(ModelConfig(backend="openai", model="a")) != identity(ModelConfig(backend="openai", model="b"))
 
 
 def test_a_catalogue_model_has_its_licence() -> None:

@@ -74,6 +74,15 @@ def with_store_url(config: Config, url: str) -> Config:
     return msgspec.structs.replace(config, store=msgspec.structs.replace(config.store, url=url))
 
 
+async def check_dataset(store: Store, made_for: str, task: str) -> None:
+    """Raises ConfigError unless a dataset made for the task `made_for` is of the task that `task` names."""
+    named = {row.id for row in await store.tasks() if row.name == task}
+    if made_for not in {task, *named}:
+        raise ConfigError(
+            f"The dataset is of the task {made_for!r}, not of {task!r}.", hint="Name the task of the dataset."
+        )
+
+
 def parse_since(text: str | None) -> float | None:
     """ "30m", "12h", "7d" -> seconds since the epoch, that long ago. Raises ConfigError for anything else."""
     return None if text is None else time.time() - parse_duration("--since", text)

@@ -20,6 +20,7 @@ from smallfirst.cli.common import (
     JsonOption,
     StoreOption,
     calls_progress,
+    check_dataset,
     configured,
     err,
     out,
@@ -30,7 +31,6 @@ from smallfirst.cli.dataset import DATASETS, TaskArgument, folder_of
 from smallfirst.cli.train import ADAPTERS
 from smallfirst.config import Config
 from smallfirst.errors import ConfigError
-from smallfirst.store import Store
 
 if TYPE_CHECKING:
     from smallfirst.learn.card import Folder
@@ -42,7 +42,7 @@ app = typer.Typer()
 @app.command(epilog="Example: smallfirst evaluate invoices --arms B0,B3,B4")
 def evaluate(
     task: TaskArgument,
-    arms: Annotated[str, typer.Option(help="Which to run, of B0 to B4; see below.")] = "B0,B1,B2,B3,B4",
+    arms: Annotated[str, typer.Option(help="Which to run, by commas.")] = "B0,B1,B2,B3,B4",
     adapter: Annotated[Path | None, typer.Option(help="Default: adapters/TASK/adapter.gguf.")] = None,
     untrained: Annotated[bool, typer.Option("--untrained", help="B3 and B4 ask the base without an adapter.")] = False,
     base: Annotated[str, typer.Option(help="A model of `smallfirst models list`, or a file.")] = models.DEFAULT_MODEL,
@@ -123,7 +123,7 @@ class _Work:
         asked = {name: model for name, model in config.models.items() if name in needed}
         version = await asyncio.to_thread(version_of, task, self.adapter, self.base)
         async with assemble(msgspec.structs.replace(config, models=asked), os.environ) as assembly:
-            await self._check(assembly.store)
+            await check_dataset(assembly.store, task, self.task)
             with calls_progress() as progress:
                 found = await evaluate(
                     assembly, self.data, version, large=self.large, settings=self.settings, progress=progress
@@ -134,15 +134,6 @@ class _Work:
                     payload = json.dumps(found.acceptance.to_json())
                     await assembly.store.save_calibration(task, version.id, payload)
         return found
-
-    async def _check(self, store: Store) -> None:
-        """Raises ConfigError unless the dataset is of the task, by its id or its name."""
-        task = self.data.card.task
-        named = {row.id for row in await store.tasks() if row.name == self.task}
-        if task not in {self.task, *named}:
-            raise ConfigError(
-                f"The dataset is of the task {task!r}, not of {self.task!r}.", hint="Name the task of the dataset."
-            )
 
 
 def _arms(given: str) -> tuple[Arm, ...]:

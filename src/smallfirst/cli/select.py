@@ -18,6 +18,7 @@ from smallfirst.cli.common import (
     JsonOption,
     StoreOption,
     calls_progress,
+    check_dataset,
     configured,
     out,
     print_json,
@@ -69,7 +70,7 @@ def select(
     folder = output or folder_of(SELECTIONS, task)
     names = [name.strip() for name in candidates.split(",")] if candidates else []
     settings = Settings(limit=limit, margin=margin)
-    found = asyncio.run(_select(material, names, settings, folder, configured(config, store)))
+    found = asyncio.run(_select(task, material, names, settings, folder, configured(config, store)))
     written = save(found, folder)
     if as_json:
         print_json({**to_json(found), "report": str(written)})
@@ -84,13 +85,16 @@ def select(
         out.print(f"Next: [bold]smallfirst train {escape(task)}[/]", highlight=False)
 
 
-async def _select(data: Folder, names: list[str], settings: Settings, folder: Path, config: Config) -> Selection:
+async def _select(
+    task: str, data: Folder, names: list[str], settings: Settings, folder: Path, config: Config
+) -> Selection:
     from smallfirst.learn.candidates import chosen, listed, on_disk
     from smallfirst.learn.past import answers_of
     from smallfirst.learn.select import select
 
     store = await open_configured_store(config, os.environ)
     try:
+        await check_dataset(store, data.card.task, task)
         past = await answers_of(store, data.splits["calibration"])
     finally:
         await store.close()

@@ -10,6 +10,7 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import msgspec
@@ -76,6 +77,15 @@ async def listed(config: Config, env: Mapping[str, str]) -> tuple[list[Candidate
             asked = msgspec.structs.replace(model, model=one.id, models=())
             found.append(_candidate(f"{server}/{one.id}", facts, asked, config, env))
     return found, silent
+
+
+def identity(model: ModelConfig) -> dict[str, Any]:
+    """What tells a model from others: how it is configured, and the size and time of its weights' file."""
+    made: dict[str, Any] = msgspec.to_builtins(model)
+    if model.backend == "llamacpp":
+        stat = models.locate(model.weights).stat()
+        made["file"] = (stat.st_size, stat.st_mtime_ns)
+    return made
 
 
 def memory_bytes(stage: Stage) -> int | None:

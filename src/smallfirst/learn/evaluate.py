@@ -1,9 +1,9 @@
 """Stage: what a specialist is worth on calls that it has not seen, through the cascade that the gateway runs.
 
-The calibration split teaches the calibrator and certifies from which confidence answers are accepted; the test split
-only reports. Each arm (`evaluation.ARMS`) is a route through the same cascade, with the policy of the task: the same
-validators, constraint, repairs and evidence. The large model is a configured one or, without, its own recorded answers
-at their recorded cost and time.
+The calibration split teaches the calibrator and certifies from which confidence answers are accepted (training looked
+at its loss, to keep the best of a few adapters); the test split only reports. Each arm (`evaluation.ARMS`) is a route
+through the same cascade, with the policy of the task: the same validators, constraint, repairs and evidence. The large
+model is a configured one or, without, its own recorded answers at their recorded cost and time.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ async def _arms(
     for arm in bench.arms:
         meter = Meter.start()
         made = [await bench.ask(arm, row, acceptance) for row in counted.each(arm, bench.test)]
-        joules, calls = meter.joules(), [asked for asked, _ in made]
+        joules, calls = None if arm == "B0" else meter.joules(), [asked for asked, _ in made]
         if arm == "B0":
             large = {call.id: call for call in calls}
         if arm == "B3" and acceptance is not None:
@@ -146,6 +146,8 @@ async def _bench(assembly: Assembly, data: Folder, version: Version, large: str 
         elif len(known) < len(test):
             notes.append(f"{len(test) - len(known)} test calls left out: no answer of a large model is recorded.")
         test = known or test
+        if known and not any(past[row.id].seconds for row in known):
+            notes.append("The records do not tell how long the large model took, so times count none for it.")
     clock = Clock()
     policy, cascade = assembly.config.policy(task), assembly.cascades.get(task, assembly.cascades[""])
     return _Bench(

@@ -40,6 +40,7 @@ ARMS: Mapping[Arm, str] = {
 UTILISATIONS = (0.5, 0.2)
 """Shares of the time in which the local machine works, beside all of it; the rest is paid for all the same."""
 FILE = "evaluation.json"
+_HEADS: Mapping[Arm, str] = {"B0": "large", "B1": "zero-shot", "B2": "examples", "B3": "specialist", "B4": "cascade"}
 _UNITS = {"rate": ", %", "seconds": ", s", "usd": ", $"}
 
 
@@ -87,7 +88,7 @@ class Settings:
 class ArmResult:
     """An arm on the test calls. `figures` by the attributes of FIGURES. `p_noninferior` is the p-value against being
     worse than B0 by the margin, None without B0. `joules` are those of the whole machine for each call, None where it
-    does not tell. `errors` counts calls without an answer by why."""
+    does not tell, and for B0, which works elsewhere. `errors` counts calls without an answer by why."""
 
     arm: Arm
     model: str
@@ -241,15 +242,16 @@ def save(evaluation: Evaluation, folder: Path) -> Path:
 
 def render(evaluation: Evaluation) -> Group:
     """The evaluation for people: figures by arm, what was certified, and notes."""
-    table = Table(box=SIMPLE, pad_edge=False, title=f"{evaluation.task}: {evaluation.small}", title_justify="left")
+    table = Table(box=SIMPLE, pad_edge=False, title=evaluation.small, title_justify="left")
     table.add_column("", no_wrap=True)
     for each in evaluation.arms:
-        table.add_column(f"{each.arm}\n{each.model}", justify="right", overflow="fold")
+        table.add_column(f"{each.arm}\n{_HEADS[each.arm]}", justify="right", no_wrap=True)
     for spec in FIGURES:
         figures = [each.figures[spec.attribute] for each in evaluation.arms]
         if any(figure.value is not None for figure in figures):
             table.add_row(spec.name + _UNITS.get(spec.unit, ""), *(_cell(figure, spec) for figure in figures))
-    table.add_row("joules a call", *("" if r.joules is None else f"{r.joules:.3g}" for r in evaluation.arms))
+    if any(each.joules is not None for each in evaluation.arms):
+        table.add_row("joules a call", *("" if r.joules is None else f"{r.joules:.3g}" for r in evaluation.arms))
     table.add_row("calls", *(str(len(each.calls)) for each in evaluation.arms))
     return Group(table, *(Text(line) for line in sentences(evaluation)))
 
@@ -271,8 +273,11 @@ def sentences(evaluation: Evaluation) -> list[str]:
         if each.errors:
             counts = ", ".join(f"{n} {code}" for code, n in each.errors.items())
             found.append(f"{each.arm} left calls without an answer: {counts}.")
+    models = ", ".join(f"{each.arm} {each.model}" for each in evaluation.arms)
     labels = ", ".join(f"{n} {kind}" for kind, n in evaluation.labels.items())
-    found.append(f"Right by: {labels}. USD are for 1,000 right answers; intervals at {settings.level:.0%}.")
+    found.append(
+        f"Models: {models}. Right by: {labels}. USD are for 1,000 right answers; intervals at {settings.level:.0%}."
+    )
     return [*found, *evaluation.notes]
 
 

@@ -27,7 +27,7 @@ from smallfirst.assemble import Assembly
 from smallfirst.errors import DataError, SmallfirstError
 from smallfirst.learn.artifact import write_json
 from smallfirst.learn.asking import Asked, ask, most_tokens, question, unasked
-from smallfirst.learn.candidates import Candidate, Facts, memory_bytes
+from smallfirst.learn.candidates import Candidate, Facts, identity, memory_bytes
 from smallfirst.learn.card import Folder
 from smallfirst.learn.dataset import Row
 from smallfirst.learn.examples import Examples
@@ -285,7 +285,7 @@ async def _try(
         trial = _Trial(candidate, prompting, calls, settings)
         shown = settings.examples if prompting == "examples" else 0
         policy = assembly.config.policy(data.card.task)
-        key = _key(data.sha256, msgspec.to_builtins(candidate.model), msgspec.to_builtins(policy), shown, longest)
+        key = _key(data.sha256, identity(candidate.model), msgspec.to_builtins(policy), shown, longest)
         for call in calls:
             if trial.over:
                 break
