@@ -329,8 +329,15 @@ def _pair(name: str, model: ModelConfig, candidates: Mapping[str, Candidate], pr
     predictor = candidates[model.predictor].stage
     settings = Settings(model.keep, model.budget, model.least, pricing.cached_share(predictor))
     checked = guard.load(Path(model.guard).expanduser(), model.coverage) if model.guard else guard.Guard(model.coverage)
+    can = predictor.backend.capabilities
     backend = CompressorBackend(
-        name, predictor.backend, _compressor(model, candidates), settings, checked, model=predictor.model
+        name,
+        predictor.backend,
+        _compressor(model, candidates),
+        settings,
+        checked,
+        model=predictor.model,
+        capabilities=can if predictor.small else dataclasses.replace(can, top_logprobs=0),  # many refuse to give them
     )
     stage = dataclasses.replace(
         predictor, name=name, backend=backend, model=name, small=model.is_small, timeout_s=model.timeout_s
