@@ -37,7 +37,7 @@ def costs(points: Sequence[CostPoint]) -> Spec:
         for name, value in (("small-first", point.small_first), ("large only", point.large_only))
         if value.value is not None
     ]
-    x, colour = {"x": _TIME}, {"color": _named("as")}
+    x, colour = {"x": _TIME}, {"color": _named("as", "small-first", "large only")}
     y = {"field": "value", "type": "quantitative", "title": "USD per 1,000 right answers"}
     band = {"y": {"field": "low", "type": "quantitative"}, "y2": {"field": "high"}}
     shown = [_tip("as", "series"), _when(), _tip("value", "CPS", ".4~f"), *_interval(".4~f"), _tip("n", "pairs", ",d")]
@@ -101,7 +101,8 @@ def audits(stream: AuditStream) -> Spec:
     x = {"x": _TIME}
     band = {"y": _part("low", "failure of accepted answers", whole=False), "y2": {"field": "high"}}
     shown = [_tip("found", "found"), _when(), _tip("confidence", "confidence", ".3f"), *_interval(".1%")]
-    ticks = {"y": {"value": 0}, "shape": _named("found"), "color": _named("found"), "tooltip": shown}
+    found = _named("found", "the same answer", "another answer")
+    ticks = {"y": {"value": 0}, "shape": found, "color": found, "tooltip": shown}
     return _layers(
         rows,
         {"mark": {"type": "area", "opacity": 0.2, "interpolate": "step-after"}, "encoding": x | band},
@@ -227,8 +228,10 @@ def _part(field: str, title: str, *, whole: bool = True) -> dict[str, Any]:
     return {"field": field, "type": "quantitative", "title": title or None, "axis": {"format": "~%"}, **scale}
 
 
-def _named(field: str) -> dict[str, Any]:
-    return {"field": field, "type": "nominal", "title": None}
+def _named(field: str, *order: str) -> dict[str, Any]:
+    """Series by name, in `order` where that is given: the theme's first colour is small-first's and what went well."""
+    scale = {"scale": {"domain": list(order)}} if order else {}
+    return {"field": field, "type": "nominal", "title": None, **scale}
 
 
 def _when() -> dict[str, Any]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 _VEGA = "https://vega.github.io/schema/vega/v6.json"
-_WIDTH, _HEIGHT, _NODE, _GAP = 640.0, 260.0, 12.0, 14.0
+_WIDTH, _HEIGHT, _NODE, _GAP = 960.0, 260.0, 12.0, 14.0
 _LABELS = 130.0
 
 Link = tuple[str, str, int]
@@ -124,6 +124,7 @@ def _picture(nodes: Sequence[Mapping[str, Any]], bands: Sequence[Mapping[str, An
                         "x": {"field": "x", "offset": _NODE + 4},
                         "y": {"signal": "datum.y + datum.height / 2"},
                         "baseline": {"value": "middle"},
+                        "fontSize": {"value": 13},
                         "text": {"signal": label},
                     },
                 },
