@@ -68,7 +68,8 @@ _FOLLOW_S = 0.5
 class Plan:
     """How much of everything: `tickets` in the log, `measured` ones before and after, `minutes` of training for each
     specialist, `notes` of the call site that appears later, `later` ones once it is converted, and at most `trial`
-    calls of a task during a rollout. So many `specialists` are made at first, of tasks with `least_calls` calls."""
+    calls of a task during a rollout, for at most `patience_s` seconds. So many `specialists` are made at first, of
+    tasks with `least_calls` calls."""
 
     tickets: int = 440
     measured: int = 40
@@ -76,6 +77,7 @@ class Plan:
     notes: int = 320
     later: int = 60
     trial: int = 200
+    patience_s: float = 90.0
     specialists: int = 2
     least_calls: int = 100
     seed: int = 0
@@ -148,14 +150,14 @@ class _Show:
         self.screen.title("3  The loop: scrub, find tasks, and a specialist for each of the two dearest")
         released = await self._pass(self.plan.specialists)
         await self._select()
-        for version in released:
-            await self._rollout("4", version, self._tickets(_TRIALS, self.plan.trial))
+        live = [v for v in released if await self._rollout("4", v, self._tickets(_TRIALS, self.plan.trial))]
+        for version in live:  # what the loop does by itself after more calls
             await release(self.store, version, to="live", share=1.0, by="demo")
         after = await self._measure("5  After: small first", self._tickets(_AFTER))
-        self.screen.compare(before, after, self.names)
+        self.screen.compare(before, after)
         self.found |= {"before": report.to_rows(before), "after": report.to_rows(after)}
-        if len(released) > 1:
-            await self._bad(*released[:2])
+        if live and len(released) > 1:
+            await self._bad(live[0], next(version for version in released if version is not live[0]))
         await self._drift()
         self.found["seconds"] = time.monotonic() - began
         return self.found
@@ -229,27 +231,28 @@ class _Show:
         self.screen.say(f"Without training, {models.DEFAULT_MODEL} on {escape(job.name)}: {escape(found.why)}")
         self.found["select"] = found.why
 
-    async def _rollout(self, number: str, version: Version, asks: Iterable[Ask]) -> None:
-        """Live traffic until the rollout has decided."""
+    async def _rollout(self, number: str, version: Version, asks: Iterable[Ask]) -> bool:
+        """Live traffic until the rollout has decided; returns whether the version is live."""
         name = self.names[version.task]
         self.screen.title(f"{number}  Rollout for {name}: shadow, canary, live")
         calls = await self._until_decided(version, asks)
         moves = [move for move in await self.store.moves(version.task) if move.version == version.id]
         self.screen.moves(moves, calls)
         self.found.setdefault("rollouts", []).append({"version": version.id, "step": moves[-1].step, "calls": calls})
+        return moves[-1].step == "live"
 
     async def _until_decided(self, version: Version, asks: Iterable[Ask]) -> int:
-        """Send those of the calls that are of the version's task until it is live or withdrawn; returns how many were
-        part of its rollout."""
+        """Send those of the calls that are of the version's task until it is live or withdrawn, or time is up; returns
+        how many were part of its rollout."""
         rows = await self.store.tasks()
         assigner = Assigner({row.id: cells_from_json(row.model) for row in rows})
         own = [ask for ask in asks if assigner.task(_prompt(ask)) == version.task]
         self.large.teach(own)
-        sent, calls = Sent(), 0
+        sent, calls, until = Sent(), 0, time.monotonic() + self.plan.patience_s
         with self.screen.bar("calls", len(own)) as bar:
             for n, ask in enumerate(own):
                 rollout = await self.store.rollout(version.task)
-                if rollout is None or rollout.candidate != version.id or rollout.step in ("live", "rolled_back"):
+                if rollout is None or rollout.step in ("live", "rolled_back") or time.monotonic() > until:
                     break
                 record = await self.traffic.one(ask, sent)
                 tried = record is not None and (await self.store.get(record)).trial is not None
@@ -290,7 +293,7 @@ class _Show:
         for version in await self._pass(1, since):
             await self._rollout("8", version, self._late_notes(plan.notes, plan.trial))
         after = await self._measure("9  The seventh call site, small first", self._late_notes(_MOST, plan.later))
-        self.screen.compare(before, after, self.names)
+        self.screen.compare(before, after)
         self.found["drift"] = {"before": report.to_rows(before), "after": report.to_rows(after)}
 
     def _late_notes(self, first: int, count: int) -> list[Ask]:

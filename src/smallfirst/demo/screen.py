@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from rich.box import SIMPLE
@@ -60,20 +60,23 @@ class Screen:
         """Figures in a sentence, each with its interval."""
         return ", ".join(f"{_SPECS[name].name} {figure(getattr(summary, name), _SPECS[name])}" for name in names) + "."
 
-    def compare(self, before: Report, after: Report, names: Mapping[str, str]) -> None:
-        """Cost per success of each task before and after."""
+    def compare(self, before: Report, after: Report) -> None:
+        """Cost per success of each call site before and after."""
         table = Table(box=SIMPLE, pad_edge=False, title="USD for 1,000 right answers (95 %)", title_justify="left")
-        for heading in ("task", "before", "after", "saved", "right before", "right after", "by small"):
-            table.add_column(heading, justify="left" if heading == "task" else "right")
+        for heading in ("call site", "before", "after", "saved", "right before", "right after", "by small"):
+            table.add_column(heading, justify="left" if heading == "call site" else "right")
         later = {summary.task: summary for summary in (*after.tasks, after.overall)}
         for one in (*before.tasks, before.overall):
             if (other := later.get(one.task)) is None:
                 continue
-            name = "all" if one.task is None else names.get(one.task, one.task)
             cells = [figure(each.cps, _SPECS["cps"]) for each in (one, other)]
             rights = [figure(each.accuracy, _SPECS["accuracy"]) for each in (one, other)]
             table.add_row(
-                escape(name), *cells, saved(one.cps, other.cps), *rights, figure(other.coverage, _SPECS["coverage"])
+                one.task or "all",
+                *cells,
+                saved(one.cps, other.cps),
+                *rights,
+                figure(other.coverage, _SPECS["coverage"]),
             )
         self.console.print(table)
 

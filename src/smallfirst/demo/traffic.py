@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from smallfirst import report
@@ -23,9 +23,9 @@ TIMEOUT_S = 120.0
 
 @dataclass(slots=True)
 class Sent:
-    """The records of calls that were sent, and how many of them failed."""
+    """The calls that were sent: by record the call site, and how many failed."""
 
-    records: set[str] = field(default_factory=set)
+    records: dict[str, str] = field(default_factory=dict)
     failed: int = 0
     since: float = field(default_factory=time.time)
 
@@ -71,7 +71,7 @@ class Traffic:
         right = ask.right(response.parse().choices[0].message.model_dump())
         verdict = {"record_id": record, "kind": "correct", "value": right, "source": LABEL}
         await self._client.post("/feedback", cast_to=object, body=verdict)
-        sent.records.add(record)
+        sent.records[record] = ask.site
         return record
 
     async def settled(self, rollout: str, most: int) -> None:
@@ -80,6 +80,7 @@ class Traffic:
             await asyncio.sleep(0.1)
 
     async def report(self, sent: Sent) -> Report:
-        """What came of the calls sent."""
+        """What came of the calls sent, by call site."""
         found = self._store.summaries(RecordFilter(since=sent.since - 1))
-        return report.summarise([one async for one in found if one.id in sent.records], label=LABEL)
+        ours = [replace(one, task=sent.records[one.id]) async for one in found if one.id in sent.records]
+        return report.summarise(ours, label=LABEL)
