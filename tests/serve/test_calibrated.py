@@ -152,7 +152,7 @@ async def test_a_task_from_observation_to_alarm_and_back(start: Start, world: Wo
 
     world.drifted = False
     await observed(gateway, 60)
-    assert (await calibrated(gateway)).sample.rows[-1].decided == "shadow"
+    assert (await calibrated(gateway)).sample.rows[0].decided == "shadow"
     assert (await said(gateway, easy(5), "calibrated")).said("decision") == "accept"
     assert await metric(gateway, 'smallfirst_alarm{task="weather"}') == 0
 

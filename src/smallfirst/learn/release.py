@@ -29,7 +29,7 @@ from smallfirst.types import Json
 
 AUDITED = 0.2
 """The least share of the incumbent's accepted answers that are audited during a rollout, where nothing else is said."""
-_MEASURED = 500
+_MEASURED, _LOOKED_AT = 500, 5000
 _FEW = 20
 _LATE = 2.0
 
@@ -96,10 +96,12 @@ async def rules_for(store: Store, task: str, incumbent: str) -> Rules:
     """The rules by which a candidate is compared, from the newest calls that `incumbent` ("": the configured small
     stage) answered: its success rate, what counts as late (twice its 95th percentile) and what a success costs."""
     found: list[Judged] = []
+    looked = 0
     async for record in store.export(RecordFilter(task=task)):
         if (side := judged(record, incumbent)) is not None:
             found.append(side)
-        if len(found) == _MEASURED:
+        looked += 1
+        if len(found) == _MEASURED or looked == _LOOKED_AT:
             break
     rules = Rules(labelled_incumbent=AUDITED)
     told = [(side.answer.success, 1 / side.observed) for side in found if side.answer.success is not None]

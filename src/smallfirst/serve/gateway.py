@@ -137,16 +137,20 @@ class Gateway:
             raise RequestError(f"The task name {task!r} is not allowed.", hint=hint, param="metadata.smallfirst_task")
         call_id, policy = new_id(), self.config.policy(task)
         served = self.releases.of(task, request.origin.episode or call_id)
-        if any(self.candidates[name].named(request.model) for name in policy.stages):
+        if served is not AS_CONFIGURED and any(self.candidates[n].named(request.model) for n in policy.stages):
             served = AS_CONFIGURED
         policy = served.policy(policy)
-        chosen, beside = self._route(request, task, policy, served), None
-        if served.shadow is not None:
-            watched = msgspec.structs.replace(policy, mode="observe")
-            beside = self._route(request, task, watched, InService(served.shadow))
+        chosen, beside = self._route(request, task, policy, served), self._beside(request, task, policy, served)
         cascade = self.cascades.get(task, self.cascades[""])
         now, started = time.time(), time.monotonic()
         return Call(call_id, now, started, caller, request, policy, chosen, beside, served.trial, cascade)
+
+    def _beside(self, request: Request, task: str, policy: Policy, served: InService) -> Route | None:
+        """The route by which a version in shadow is asked: that of a call which is only observed."""
+        if served.shadow is None:
+            return None
+        plan = self._route(request, task, msgspec.structs.replace(policy, mode="observe"), InService(served.shadow))
+        return replace(plan, shadow=tuple(stage for stage in (*plan.shadow, *plan.stages) if stage.small))
 
     def _route(self, request: Request, task: str, policy: Policy, served: InService) -> Route:
         """The route of a call. Of small stages only the one that the task's calibration judges is enforced."""

@@ -202,15 +202,28 @@ def _judged(
     rollout = release.trial
     if rollout is None or rollout.id != rollout_id:
         return release, ""
-    evidence, decision = Evidence.from_json(rollout, release.evidence), Hold("")
-    found: Decision = decision
-    for outcome in (outcomes[record] for record in outcomes if record in taken):
-        if outcome is not None:
-            evidence.take(rollout.rules, outcome)
-            found = decide(rollout, evidence)
-        if not isinstance(found, Hold):
-            break
+    evidence = _evidence(rollout, release.evidence)
+    known = (outcomes[record] for record in outcomes if record in taken)
+    found = _decision(rollout, evidence, [outcome for outcome in known if outcome is not None])
     return decided(replace(release, evidence=evidence.to_json()), found, now=now), found.reason
+
+
+def _decision(rollout: Rollout, evidence: Evidence, outcomes: Sequence[Outcome]) -> Decision:
+    """Take the outcomes, up to the first with which something is decided."""
+    for outcome in outcomes:
+        evidence.take(rollout.rules, outcome)
+        if not isinstance(found := decide(rollout, evidence), Hold):
+            return found
+    return Hold("")
+
+
+def _evidence(rollout: Rollout, kept: str) -> Evidence:
+    """The evidence so far; none where another version of this software kept it otherwise."""
+    try:
+        return Evidence.from_json(rollout, kept)
+    except ValueError as err:
+        log.warning("evidence begins anew", task=rollout.task, error=str(err))
+        return Evidence(rollout)
 
 
 def _refused(version: str, reason: str, now: float, release: Release, _: frozenset[str]) -> tuple[Release, str]:

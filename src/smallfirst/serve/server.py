@@ -74,7 +74,9 @@ async def open_gateway(config: Config, env: Mapping[str, str]) -> AsyncIterator[
             random=random,
         )
         await shadows.start()
-        background = [asyncio.create_task(work) for work in (_prune(gateway), follow(calibrations, tasks, releases))]
+        background = [
+            asyncio.create_task(work) for work in (_prune(gateway), follow(calibrations, tasks), follow(releases))
+        ]
         try:
             yield gateway
         finally:

@@ -16,7 +16,7 @@ import msgspec
 from smallfirst.registry import Move, Release, Version, move_to
 from smallfirst.rollout import Rollout
 from smallfirst.store.crypto import Sealer
-from smallfirst.store.database import Connection, Row, insert, marks
+from smallfirst.store.database import Connection, Rejected, Row, insert, marks
 
 Change = Callable[[Release, frozenset[str]], tuple[Release, str]]
 """(the release as it is, the records newly taken) -> the release as it is to be, and the reason."""
@@ -86,7 +86,10 @@ def change_release(connection: Connection, task: str, records: Sequence[str], ch
         f"ON CONFLICT (task) DO UPDATE SET changes = releases.changes RETURNING {_RELEASE}"
     )
     before = _release(connection.query(lock, (task,))[0])
-    after, reason = change(before, _taken(connection, records))
+    try:
+        after, reason = change(before, _taken(connection, records))
+    except ValueError as error:
+        raise Rejected(f"The release of {task!r} cannot be changed so: {error}.") from error
     if after == before:
         return before
     rollout = after.rollout.to_json() if after.rollout else ""
@@ -137,7 +140,12 @@ def _version(sealer: Sealer, row_id: str, task: str, created_at: float, envelope
 
 def _release(row: Row) -> Release:
     task, changes, live, previous, candidate, rollout, evidence, changed_at, changed_by = row
-    parsed = Rollout.from_json(rollout) if rollout else None
+    try:
+        parsed = Rollout.from_json(rollout) if rollout else None
+    except ValueError as error:
+        raise Rejected(
+            f"The release of {task!r} cannot be read: {error}.", hint="Another version of smallfirst wrote it."
+        ) from error
     return Release(task, live, previous, candidate, parsed, evidence, changed_at, changed_by, int(changes))
 
 

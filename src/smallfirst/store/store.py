@@ -288,7 +288,8 @@ class Store:
         """A task's release after `change`, with a move in the audit trail where a version moved.
 
         Exact whichever processes do so at once. Those of `records` whose outcome was not taken yet are taken with it,
-        and handed to `change`. It may run twice, in the writer's thread, and must not raise.
+        and handed to `change`. It may run twice, in the writer's thread; when it raises ValueError nothing changes, and
+        that is a StoreError.
         """
         work = partial(releases.change_release, task=task, records=records, change=change)
         return await self._writer.run(work, order=f"release:{task}")
