@@ -32,6 +32,7 @@ from smallfirst.types import (
     TokenLogprob,
     Tool,
     ToolCall,
+    Trial,
     Usage,
     Verdict,
     Violation,
@@ -39,6 +40,7 @@ from smallfirst.types import (
 
 CALIBRATED, OBSERVED, TRIED = "helpdesk/route", "invoices/extract", "helpdesk/reply"
 DAYS = 20
+TRIED_FOR = 5 * 86_400
 SCHEMA: Json = {
     "type": "object",
     "properties": {"queue": {"enum": ["billing", "delivery", "returns"]}, "urgent": {"type": "boolean"}},
@@ -124,19 +126,21 @@ async def fill(store: Store, now: float | None = None, calls: int = 360) -> None
     acceptance = _acceptance(now - DAYS * 86_400)
     row = await store.save_calibration(CALIBRATED, "small", json.dumps(acceptance.to_json()))
     assert isinstance(acceptance.outcome, Certificate)
-    monitor = Monitor.of(row.id, acceptance.outcome, 0.1)
+    monitor = Monitor.of(row.id, acceptance.outcome, 0.7)
     for n in range(calls):
         at = now - DAYS * 86_400 * (1 - (n + 1) / calls) - 5
         made = (_routed, _observed, _replied)[n % 3](rng, at, n)
+        if made.task == TRIED and at > now - TRIED_FOR:
+            made = replace(made, trial=Trial("r1", "canary" if rng.random() < 0.25 else "incumbent", 0.25))
         await store.append(made)
         if rng.random() < 0.3:
             right = not (made.decision == "accept" and rng.random() < 0.05)
             await store.add_feedback(Feedback(new_id(), made.id, at + 60, "correct", right, "tests"))
         if made.task == CALIBRATED and made.attempts[-1].decision == "audit":
             wrong = made.attempts[-1].reason == "different"
-            monitor.take(made.id, wrong, made.attempts[-1].probability or 1.0, accepted=True, least=0.1, now=at)
+            monitor.take(made.id, wrong, made.attempts[-1].probability or 1.0, accepted=True, least=0.7, now=at)
     await store.change_monitor(CALIBRATED, lambda _: monitor.to_json())
-    await release_candidate(store, TRIED, now - 3 * 86_400)
+    await release_candidate(store, TRIED, now - TRIED_FOR)
 
 
 async def release_candidate(store: Store, task: str, now: float) -> Version:
@@ -175,11 +179,11 @@ def _routed(rng: random.Random, at: float, n: int) -> Record:
     attempts = (small,)
     if not accepted:
         attempts += (attempt(call(queue), small=False, decision="accept", reason="calibrated"),)
-    elif rng.random() < 0.25:
-        wrong = rng.random() < 0.06
+    elif rng.random() < 0.7:
+        wrong = rng.random() < 0.04
         answer = call(_QUEUES[(n + wrong) % 3])
         found = "different" if wrong else "same"
-        attempts += (attempt(answer, small=False, decision="audit", reason=found, probability=0.25),)
+        attempts += (attempt(answer, small=False, decision="audit", reason=found, probability=0.7),)
     return record(CALIBRATED, at, request(_MAILS[n % 3], episode=f"ticket-{n // 9}"), attempts)
 
 

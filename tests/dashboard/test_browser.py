@@ -99,7 +99,7 @@ class Tab:
     async def drawn(self) -> None:
         await self.page.wait_for_load_state("load")
         await self.page.wait_for_function(
-            "[...document.querySelectorAll('.chart')].every(chart => chart.dataset.drawn)", timeout=30_000
+            "() => [...document.querySelectorAll('.chart')].every(chart => chart.dataset.drawn)", timeout=30_000
         )
 
     async def show(self, name: str) -> None:
@@ -185,7 +185,7 @@ async def test_dark_mode_follows_the_system(browser: Any, shared: Site) -> None:
         paper = "getComputedStyle(document.body).backgroundColor"
         light = [await shown.page.evaluate(each) for each in (paper, ink)]
         await shown.page.emulate_media(color_scheme="dark")
-        await shown.page.wait_for_function(f"{ink} !== {light[1]!r}")
+        await shown.page.wait_for_function(f"() => {ink} !== {light[1]!r}")
         assert await shown.page.evaluate(paper) != light[0]
 
 

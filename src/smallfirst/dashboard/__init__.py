@@ -11,7 +11,7 @@ from starlette.types import ASGIApp
 from smallfirst.serve.gateway import Gateway
 
 PATH = "/dashboard"
-_NEEDS = ("altair", "itsdangerous", "jinja2", "vl_convert")
+_NEEDS = ("itsdangerous", "jinja2", "vl_convert")
 _MISSING = """<!doctype html><html lang="en"><meta charset="utf-8"><title>smallfirst</title>
 <h1>The dashboard is not installed</h1>
 <p>Run <code>pip install 'smallfirst[dashboard]'</code> where the gateway runs, and start it again.</p></html>"""

@@ -118,8 +118,9 @@ async def releases(visit: Visit) -> Response:
     found = await _releases(visit)
     in_service = await visit.gateway.store.releases()
     live, trials = sum(bool(each.live) for each in in_service), len(found.candidates)
+    answered = f"{count(live, 'task')} answered by a released version" if live else "no released version answers"
     sentence = (
-        f"{count(trials, 'candidate')} on trial; {count(live, 'task')} answered by a released version."
+        f"{count(trials, 'candidate')} on trial; {answered}."
         if in_service
         else "What was trained comes into service here: in shadow, then for some episodes, then for all."
     )

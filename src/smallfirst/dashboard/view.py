@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -78,7 +79,8 @@ class Views:
             trim_blocks=True,
             lstrip_blocks=True,
         )
-        named = (words.number, words.interval, words.seconds, words.moment, words.plain_moment, words.why, words.count)
+        named: list[Callable[..., Any]] = [words.capital, words.count, words.interval, words.judged, words.moment]
+        named += [words.number, words.plain_moment, words.progress, words.seconds, words.why]
         self._templates.filters |= {each.__name__: each for each in named}
         self._templates.filters["pretty"] = partial(json.dumps, indent=2, ensure_ascii=False)
         self._templates.globals |= {

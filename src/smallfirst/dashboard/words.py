@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from datetime import UTC, datetime
 
-from smallfirst.dashboard.queries import Value
+from smallfirst.dashboard.queries import Test, Value
+from smallfirst.types import Attempt
 
 UNKNOWN = "–"
 
@@ -54,8 +56,16 @@ def why(reason: str) -> str:
     return _REASONS.get(reason, reason)
 
 
+def judged(attempt: Attempt) -> str:
+    """Why an attempt was accepted or not, as a sentence. Nobody judges a large model's answer; the reason that is on
+    record for it tells why the large model was asked."""
+    if not attempt.small and attempt.decision == "accept" and attempt.reason != "truncated":
+        return "The large model's answer stands as it is."
+    return why(attempt.reason)
+
+
 def number(value: float | None, unit: str = "") -> str:
-    """`value` in its unit: "rate" in percent, "usd" and "ratio" to three digits, "seconds", else as a count."""
+    """`value` in its unit: rates in percent, money, ratios and what is no whole number to three digits."""
     if value is None:
         return UNKNOWN
     if unit == "rate":
@@ -68,6 +78,8 @@ def number(value: float | None, unit: str = "") -> str:
         return _digits(value)
     if unit == "bytes":
         return size(value)
+    if unit == "count" and not float(value).is_integer():
+        return _digits(value)
     return f"{value:,.0f}"
 
 
@@ -79,7 +91,7 @@ def interval(value: Value) -> str:
         return f"not known, {n}"
     if low is None and high is None:
         return f"no interval, {n}"
-    if low == high:
+    if value.low == value.high:
         return f"counted, {n}"
     if low is None or high is None:
         return f"≤ {high}, {n}" if low is None else f"≥ {low}, {n}"
@@ -114,6 +126,16 @@ def moment(at: float) -> str:
 def plain_moment(at: float) -> str:
     """The same for readers without the script."""
     return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
+def capital(text: str) -> str:
+    """`text` with its first letter large."""
+    return text[:1].upper() + text[1:]
+
+
+def progress(test: Test) -> float:
+    """How far a test has come, in percent of what its stake has to grow by, on a logarithmic scale."""
+    return 100 * min(math.log(max(test.capital, 1.0)) / math.log(test.needed), 1.0)
 
 
 def count(n: int, one: str, many: str = "") -> str:

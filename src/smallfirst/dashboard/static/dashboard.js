@@ -29,6 +29,7 @@ function chartConfig() {
     header: text,
     title: { color: colour("--ink"), subtitleColor: colour("--soft"), fontSize: 13, anchor: "start" },
     text: { color: colour("--ink") },
+    style: { "guide-label": { fill: colour("--ink") } },
     rule: { color: colour("--soft") },
     line: { color: series[0] },
     area: { color: series[0] },
@@ -43,7 +44,7 @@ async function draw(chart) {
   const plot = chart.querySelector(".plot");
   const spec = JSON.parse(chart.querySelector("script").textContent);
   const options = { ast: true, renderer: "svg", actions: false, defaultStyle: false, config: chartConfig(),
-    tooltip: { disableDefaultStyle: true } };
+    logLevel: vega.Error, tooltip: { disableDefaultStyle: true } };
   try {
     const { view } = await vegaEmbed(plot, spec, options);
     await view.resize().runAsync();
@@ -112,6 +113,7 @@ function labelByKey() {
 }
 
 showTimes(document);
+document.querySelector("nav [aria-current]")?.scrollIntoView({ block: "nearest", inline: "center" });
 for (const form of document.querySelectorAll("form[data-auto]"))
   form.addEventListener("change", () => form.requestSubmit());
 addEventListener("keydown", (event) => {
