@@ -137,7 +137,8 @@ async def test_candidates_that_cannot_be_tried_are_told(store: Store, data: Fold
         replace(candidate(store, "gone", experts.expert(data, 1.0)), start=missing),
         candidate(store, "dead", dead),
     ]
-    found = await select(data, tried, past, excluded={"server": "it does not answer"})
+    lenient = Settings(margin=0.5, level=0.4)
+    found = await select(data, tried, past, settings=lenient, excluded={"server": "it does not answer"})
     assert found.excluded == {"server": "it does not answer", "gone": "No weights at 'gone.gguf'."}
     assert [(trial.name, trial.calls) for trial in found.trials] == [("dead", 5), ("dead", 5)]
     assert found.trials[0].errors == {"unavailable": 5}
@@ -170,6 +171,17 @@ async def test_it_goes_on_where_it_was_broken_off(
     assert len(asked) == 41
     await select(data, [candidate(store, "other", counting)], past, folder=tmp_path, settings=Settings(limit=5))
     assert len(asked) == 51
+
+
+async def test_answers_that_cannot_be_kept_are_an_error(
+    store: Store, data: Folder, past: Mapping[str, Past], tmp_path: Path
+) -> None:
+    """Answers that cannot be kept or read end the selection, and no candidate is blamed for it."""
+    (tmp_path / JOURNAL).mkdir()
+    (tmp_path / "file").touch()
+    for folder in (tmp_path, tmp_path / "file"):
+        with pytest.raises(DataError, match="cannot be kept"):
+            await select(data, [candidate(store, "m", experts.expert(data, 1.0))], past, folder=folder)
 
 
 async def test_free_texts_and_empty_splits_cannot_be_selected_by(store: Store, data: Folder) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from statistics import NormalDist
 
 import numpy as np
@@ -27,6 +28,7 @@ _STEPS = 60
 _log_gamma = np.vectorize(math.lgamma, otypes=[np.float64])
 
 
+@lru_cache(maxsize=1024)
 def p_noninferior(wins: int, losses: int, n: int, margin: float, *, never_wins: bool = False) -> float:
     """P-value against "the first model is right less often than the second, by `margin` or more" (one-sided).
 

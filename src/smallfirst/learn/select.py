@@ -10,11 +10,11 @@ Answers are kept in a journal as they come, so that a selection that was broken 
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -140,11 +140,13 @@ async def select(
     journal = _Journal(folder)
     for place, candidate in enumerate(candidates):
         counted = _Counted(progress, candidate.name, place, len(candidates), len(calls))
-        try:
-            async with candidate.start() as assembly:
-                trials += await _try(candidate, assembly, data, calls, settings, journal, counted)
-        except SmallfirstError as error:
-            left_out[candidate.name] = error.message
+        async with AsyncExitStack() as stack:
+            try:
+                assembly = await stack.enter_async_context(candidate.start())
+            except SmallfirstError as error:
+                left_out[candidate.name] = error.message
+                continue
+            trials += await _try(candidate, assembly, data, calls, settings, journal, counted)
     passed = holm([trial.p for trial in trials], settings.level)
     told = tuple(trial.told(ok) for trial, ok in zip(trials, passed, strict=True))
     right = np.array([call.correct for call in calls], dtype=float)
@@ -208,7 +210,7 @@ def _calls(data: Folder, past: Mapping[str, Past], limit: int) -> list[_Call]:
     return found[-limit:]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Trial:
     """A trial under way or over; `planned` are all its calls, `asked` what came of the first of them."""
 
@@ -217,7 +219,7 @@ class _Trial:
     planned: Sequence[_Call]
     settings: Settings
     asked: list[Asked] = field(default_factory=list)
-    memory: list[int] = field(default_factory=list)
+    memory: int | None = None
 
     @property
     def wins(self) -> int:
@@ -229,18 +231,24 @@ class _Trial:
 
     @property
     def p(self) -> float:
-        """The p-value, if the calls that were not asked turned out as well as they could."""
+        """The p-value, if the calls that were not asked turned out as well as they could; 1 for a silent model."""
+        if self.silent:
+            return 1.0
         to_win = sum(not call.correct for call in self.planned[len(self.asked) :])
         certain = all(call.certain for call in self.planned)
         n, margin = len(self.planned), self.settings.margin
         return p_noninferior(self.wins + to_win, self.losses, n, margin, never_wins=certain)
 
     @property
+    def silent(self) -> bool:
+        """Whether the model does not answer at all."""
+        return len(self.asked) >= _SILENT and all(a.error for a in self.asked)
+
+    @property
     def over(self) -> bool:
         """Whether asking on is of no use: all are asked, the model does not answer, or the test cannot pass."""
-        silent = len(self.asked) >= _SILENT and all(a.error for a in self.asked)
         enough = len(self.asked) >= self.settings.least
-        return len(self.asked) == len(self.planned) or silent or (enough and self.p > self.settings.level)
+        return len(self.asked) == len(self.planned) or self.silent or (enough and self.p > self.settings.level)
 
     def told(self, passed: bool) -> Trial:
         """The trial in figures."""
@@ -264,7 +272,7 @@ class _Trial:
             cps=stats.ratio(usd, successes),
             latency_p50=stats.quantile(seconds, 0.5),
             latency_p95=stats.quantile(seconds, 0.95),
-            memory=max(self.memory, default=None),
+            memory=self.memory,
             errors=dict(Counter(a.error for a in self.asked if a.error)),
         )
 
@@ -295,7 +303,7 @@ async def _try(
                 made = await _ask(assembly, stage, data.card.task, call.row, examples.nearest(call.row, shown), longest)
                 journal.add(key, made)
             trial.asked.append(made)
-        trial.memory.extend(filter(None, [memory_bytes(stage)]))
+        trial.memory = memory_bytes(stage)
         trials.append(trial)
     return trials
 
@@ -381,17 +389,21 @@ class _Line(msgspec.Struct, frozen=True):
 
 
 class _Journal:
-    """The answers so far, a line each; one that was cut off by a crash is left out, and the next begins a new line."""
+    """The answers so far, a line each; one that was cut off by a crash is left out, and the next begins a new line.
+
+    Raises DataError when the file cannot be read or written.
+    """
 
     def __init__(self, folder: Path | None) -> None:
         self._path = None if folder is None else folder / JOURNAL
         self._known: dict[tuple[str, str], Asked] = {}
         if self._path is None or not self._path.exists():
             return
-        for line in self._path.read_bytes().splitlines():
-            with contextlib.suppress(msgspec.DecodeError):
-                made = msgspec.json.decode(line, type=_Line)
-                self._known[made.key, made.asked.id] = made.asked
+        with self._reachable(self._path):
+            for line in self._path.read_bytes().splitlines():
+                with suppress(msgspec.DecodeError):
+                    made = msgspec.json.decode(line, type=_Line)
+                    self._known[made.key, made.asked.id] = made.asked
 
     def get(self, key: str, call: str) -> Asked | None:
         return self._known.get((key, call))
@@ -399,9 +411,14 @@ class _Journal:
     def add(self, key: str, asked: Asked) -> None:
         if self._path is None:
             return
-        try:
+        with self._reachable(self._path):
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with self._path.open("ab") as file:
                 file.write(b"\n" + msgspec.json.encode(_Line(key, asked)))
+
+    @contextmanager
+    def _reachable(self, path: Path) -> Iterator[None]:
+        try:
+            yield
         except OSError as error:
-            raise DataError(f"The answers cannot be kept in {self._path}: {error.strerror or error}.") from error
+            raise DataError(f"The answers cannot be kept in {path}: {error.strerror or error}.") from error
