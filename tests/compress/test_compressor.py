@@ -207,6 +207,11 @@ def test_the_question_is_what_the_turn_asks() -> None:
     least = 400
     question = "Question: Which river?"
     assert turns([user(f"Read this.\n\n{LONG}\n\n{question}")], least, count_tokens)[0].question == question
+    beside = [user([{"type": "text", "text": LONG}, {"type": "text", "text": "Which river?"}])]
+    assert turns(beside, least, count_tokens)[0].question == "Which river?"
+    plain = turns([user(f"{LONG}\n\nList all rivers.")], least, count_tokens)[0]
+    assert plain.longs[0].tail == "\n\nList all rivers."
+    assert plain.question.endswith("List all rivers.")
     call = {"function": {"name": "find", "arguments": '{"query": "rivers of Glenby"}'}}
     said = [user("Plan my trip."), {"role": "assistant", "tool_calls": [call]}, {"role": "tool", "content": LONG}]
     assert turns(said, least, count_tokens)[0].question == "Plan my trip.\nrivers of Glenby"

@@ -53,9 +53,10 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class _Told:
-    """What became of a turn: the replacements of its long texts, tokens before and after, and machine seconds."""
+    """What became of a turn: what stands for its long texts (None: they stay), tokens before and after, facts, and
+    machine seconds."""
 
-    texts: tuple[tuple[str, str], ...]
+    texts: tuple[str, ...] | None
     before: int
     after: int
     facts: Mapping[str, float]
@@ -106,9 +107,12 @@ class CompressorBackend:
         guard: Guard,
         *,
         model: str = "",
+        capabilities: Capabilities | None = None,
         count: Count = count_tokens,
     ) -> None:
+        """`capabilities` are the predictor's unless they are given."""
         self.name = name
+        self.capabilities = predictor.capabilities if capabilities is None else capabilities
         self._predictor = predictor
         self._compressor = compressor
         self._settings = settings
@@ -117,10 +121,6 @@ class CompressorBackend:
         self._count = count
         self._known: OrderedDict[bytes, _Told] = OrderedDict()
         self._recurring = Recurring(settings.cached)
-
-    @property
-    def capabilities(self) -> Capabilities:
-        return self._predictor.capabilities
 
     async def start(self) -> None:
         """Nothing: the predictor, and a compressor's model, have lives of their own."""
@@ -154,8 +154,9 @@ class CompressorBackend:
         """The request as the predictor is asked it, the facts, and the seconds that shortening it took."""
         marks = marked(request)
         prefix = blake2b(msgspec.json.encode(_head(request)), digest_size=16)
+        found = turns(request.messages, self._settings.least, self._count)
         told, saved, busy, at = list[_Told](), 0.0, 0.0, 0
-        for turn in turns(request.messages, self._settings.least, self._count):
+        for turn in found:
             prefix.update(msgspec.json.encode(request.messages[at : turn.end]))
             at = turn.end
             done = self._known.get(prefix.digest())
@@ -176,7 +177,9 @@ class CompressorBackend:
             "compression_net": saved,
             **features(told[-1].facts),
         }
-        return retold(request, [pair for t in told for pair in t.texts]), facts, busy
+        longs = [long.text for turn in found for long in turn.longs]
+        texts = [text for turn, t in zip(found, told, strict=True) for text in t.texts or [x.text for x in turn.longs]]
+        return retold(request, list(zip(longs, texts, strict=True))), facts, busy
 
     async def _told(self, turn: Turn, request: Request, marks: frozenset[str]) -> tuple[_Told, float]:
         """A turn shortened, or left as it is, and what its long texts would have counted for in full."""
@@ -188,7 +191,7 @@ class CompressorBackend:
             bodies = [long.body for long in turn.longs]
             made, facts = await guarded(self._compressor, self._guard, bodies, turn.question, budget, self._count)
         except BackendError:
-            return self._whole(turn, full, {}, 0.0), float(full)
+            return _Told(None, full, full, {}), float(full)
         told = self._shorter(turn, made, full, facts, time.perf_counter() - begin)
         through = [request.messages[: turn.start], *(long.head + long.body for long in turn.longs)]
         key = blake2b(msgspec.json.encode([_head(request), through]), digest_size=16).digest()
@@ -196,21 +199,15 @@ class CompressorBackend:
             key, full, told.after, time.monotonic(), marked=any(long.text in marks for long in turn.longs)
         )
         if in_full or told.after >= full or not self._guard.allows(facts):
-            return self._whole(turn, full, facts, told.seconds), float(full)
+            return _Told(None, full, full, facts, told.seconds), float(full)
         return told, worth
 
     def _shorter(
         self, turn: Turn, made: Sequence[Compressed], full: int, facts: Mapping[str, float], seconds: float
     ) -> _Told:
-        texts = [
-            (long.text, long.head + self._said(long.body, short) + long.tail)
-            for long, short in zip(turn.longs, made, strict=True)
-        ]
-        after = sum(
-            self._count(new) - self._count(long.head + long.tail)
-            for (_, new), long in zip(texts, turn.longs, strict=True)
-        )
-        return _Told(tuple(texts), full, after, facts, seconds)
+        bodies = [self._said(long.body, short) for long, short in zip(turn.longs, made, strict=True)]
+        texts = tuple(long.head + body + long.tail for long, body in zip(turn.longs, bodies, strict=True))
+        return _Told(texts, full, sum(map(self._count, bodies)), facts, seconds)
 
     def _said(self, body: str, short: Compressed) -> str:
         """What stands for `body`, never longer than it."""
@@ -219,9 +216,6 @@ class CompressorBackend:
         note = _QUOTED if short.usage.output_tokens == 0 else _NOTED
         said = f"{note}{short.text}" if short.text else _NOTHING.format(tokens=short.tokens_in)
         return said if len(said) < len(body) else body
-
-    def _whole(self, turn: Turn, full: int, facts: Mapping[str, float], seconds: float) -> _Told:
-        return _Told(tuple((long.text, long.text) for long in turn.longs), full, full, facts, seconds)
 
     def _remember(self, key: bytes, told: _Told) -> None:
         self._known[key] = told

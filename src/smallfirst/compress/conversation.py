@@ -19,6 +19,9 @@ from smallfirst.types import Json
 EDGE = 160
 """Tokens of a paragraph at an end of a long text up to which it may be what the text is for; it then stays."""
 
+ASKED = 2000
+"""Characters of a question that are looked at."""
+
 _FIXED = frozenset({"system", "developer", "assistant"})
 _ASKS = re.compile(r"\?\s*$|？\s*$|(?:^|\n)\s*(?:question|query|task|instruction|问题|任务)s?\s*[:：]", re.IGNORECASE)
 _PARAGRAPH = re.compile(r"\n[ \t]*\n\s*")
@@ -52,20 +55,21 @@ def turns(messages: Sequence[Json], least: int, count: Count) -> list[Turn]:
     """The turns that have texts of at least `least` tokens, with the question of each."""
     found, asked = list[Turn](), ""
     for start, end in _bounds(messages):
-        longs, said = list[Long](), list[str]()
-        for message in messages[start:end]:
-            from_user = message.get("role") == "user"
-            for text in message_texts(message):
-                if len(text) >= least and count(text) >= least:
-                    long, question = _edges(text, count) if from_user else (Long("", text, ""), "")
-                    longs.append(long)
-                    said.append(question)
-                elif from_user:
-                    said.append(text)
-        asked = "\n".join(filter(None, said)) or asked
+        texts = [(text, m.get("role") == "user") for m in messages[start:end] for text in message_texts(m)]
+        sizes = [len(text) >= least and count(text) >= least for text, _ in texts]
+        said = [text for (text, by_user), is_long in zip(texts, sizes, strict=True) if by_user and not is_long]
+        alone = sum(is_long for (_, by_user), is_long in zip(texts, sizes, strict=True) if by_user) == 1
+        longs, edges = list[Long](), list[str]()
+        for (text, by_user), is_long in zip(texts, sizes, strict=True):
+            if is_long:
+                long, asking = _edges(text, count, alone=alone) if by_user else (Long("", text, ""), "")
+                longs.append(long)
+                said += [asking] if asking else []
+                edges += [long.head.strip(), long.tail.strip()]
+        asked = "\n".join(filter(None, said)) or "\n".join(filter(None, [*edges, asked]))
         if longs:
             called = _calls(messages[start - 1]) if start else ""
-            found.append(Turn(start, end, tuple(longs), f"{asked}\n{called}".strip()))
+            found.append(Turn(start, end, tuple(longs), f"{asked}\n{called}".strip()[:ASKED]))
     return found
 
 
@@ -82,17 +86,20 @@ def _bounds(messages: Sequence[Json]) -> Iterator[tuple[int, int]]:
         yield start, len(messages)
 
 
-def _edges(text: str, count: Count) -> tuple[Long, str]:
-    """A user's long text, short paragraphs at its ends apart, and the one of these that asks (else both)."""
+def _edges(text: str, count: Count, *, alone: bool) -> tuple[Long, str]:
+    """A user's long text, short paragraphs at its ends apart, and the last one of these that asks by its look.
+
+    Where none does, they stay apart all the same if the text is `alone`: one may say what to do. Beside other long
+    texts it is a document.
+    """
     between = _PARAGRAPH if _PARAGRAPH.search(text.strip()) else _LINE
     gaps = list(between.finditer(text, 0, len(text.rstrip())))
     first = gaps[0].end() if gaps and count(text[: gaps[0].start()]) <= EDGE else 0
     last = gaps[-1].start() if gaps and count(text[gaps[-1].end() :]) <= EDGE else len(text)
-    if last < first:
-        first, last = 0, len(text)
-    edges = [edge for edge in (text[:first].strip(), text[last:].strip()) if edge]
-    asking = [edge for edge in edges if _ASKS.search(edge)]
-    return Long(text[:first], text[first:last], text[last:]), "\n".join(asking[-1:] or edges)
+    asking = [edge for edge in (text[:first].strip(), text[last:].strip()) if _ASKS.search(edge)]
+    if last < first or not (asking or alone):
+        return Long("", text, ""), ""
+    return Long(text[:first], text[first:last], text[last:]), "".join(asking[-1:])
 
 
 def _calls(message: Json) -> str:
