@@ -14,7 +14,7 @@ import time
 import uuid
 from collections import deque
 from collections.abc import AsyncGenerator, Iterator, Mapping
-from contextlib import aclosing, contextmanager
+from contextlib import AsyncExitStack, aclosing, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -120,13 +120,12 @@ class LlamaCppBackend:
         Raises ModelFileError when they cannot be served: then all stays as it was.
         """
         fresh = _Running(replace(self._config, adapters={**self._config.adapters, **adapters}))
-        try:
+        async with AsyncExitStack() as on_error:
+            on_error.push_async_callback(fresh.engine.close)
             await fresh.engine.start()
             for name in adapters.keys() - set(self._running.adapters):
                 await self._try(fresh, name)
-        except BaseException:
-            await fresh.engine.close()
-            raise
+            on_error.pop_all()
         former, self._running = self._running, fresh
         task = asyncio.create_task(former.retire())
         self._retiring.add(task)
