@@ -115,7 +115,7 @@ def compare(
     ] = None,
     budget: Annotated[list[int] | None, typer.Option("--budget", min=1, help="May be repeated.")] = None,
     scorer: ScorerOption = models.DEFAULT_MODEL,
-    negatives: NegativesOption = 0,
+    negatives: NegativesOption = 1,
     margin: Annotated[float, typer.Option(help="Accuracy that the recommended one may lose to the best.")] = 0.02,
     output: Annotated[Path, typer.Option("--out", help="Write the figures and the picture here.")] = Path("compared"),
     window: WindowOption = 4096,

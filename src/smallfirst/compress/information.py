@@ -18,9 +18,9 @@ from smallfirst import stats
 from smallfirst.compress.base import Compressed, Compressor, ModelShape, Random, count_tokens
 from smallfirst.compress.cases import Case
 from smallfirst.compress.energy import joules_since, read_joules
-from smallfirst.compress.estimate import Estimate, Floats, Ints, estimate, pointwise_bits, rate
+from smallfirst.compress.estimate import Estimate, Floats, estimate, pointwise_bits, rate
 from smallfirst.compress.negatives import names, swapped
-from smallfirst.compress.scoring import Ask, Scorer
+from smallfirst.compress.scoring import Ask, Scored, Scorer
 from smallfirst.errors import DataError
 from smallfirst.stats import Figure
 
@@ -91,12 +91,13 @@ class Baseline:
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """`logprobs[i, j, k]` of summary j of context i under context k, in nats; `owners[k]` whose copy column k is (see
-    `estimate`); `lengths[i, j]` in the scorer's tokens; how many contexts were read in pieces; and the cost."""
+    """Log-probabilities under contexts and under own hard negatives as `estimate` takes them; `lengths[i, j]` in the
+    scorer's tokens; how many contexts, hard negatives among them, there are and were read in pieces; and the cost."""
 
     logprobs: Floats
-    owners: Ints
+    copies: Floats
     lengths: Floats
+    contexts: int
     cut: int
     cost: Cost
 
@@ -158,7 +159,7 @@ async def measure(
     """
     texts = [[made.text for made in of_case] for of_case in summaries.made]
     scores = await score(cases, texts, scorer, copies=copies, seed=seed, progress=progress)
-    told = estimate(scores.logprobs, scores.owners, level=level, resamples=resamples, seed=seed)
+    told = estimate(scores.logprobs, scores.copies, level=level, resamples=resamples, seed=seed)
     lengths = scores.lengths.mean(axis=1)
     compared = None
     if baseline:
@@ -197,31 +198,37 @@ async def score(
     seed: int = 0,
     progress: Progress = silent,
 ) -> Scores:
-    """Every text under every context and its hard negatives; each context is read once, each text asked once of it."""
+    """Every text under every context and its own hard negatives; a context is read once for all that is asked of it.
+
+    Raises DataError for fewer than two contexts, and what the scorer raises.
+    """
     pool = [name for case in cases for name in names(case.context)] if copies else []
-    negatives = [swapped(case.context, copies, pool=pool, seed=seed) for case in cases]
-    owners = [*range(len(cases)), *(i for i, of_case in enumerate(negatives) for _ in of_case)]
-    columns = [*(case.context for case in cases), *chain(*negatives)]
-    if len(columns) < 2:
+    negatives = [swapped(c.context, copies, question=c.question, pool=pool, seed=seed) for c in cases]
+    contexts = len(cases) + sum(map(len, negatives))
+    if contexts < 2:
         raise DataError(
-            f"Information needs two contexts to tell apart; there is {len(columns)}.",
+            f"Information needs two contexts to tell apart; there is {contexts}.",
             hint="Give more documents, or hard negatives of the one.",
         )
     asked = [[Ask(case.question, text) for text in of_case] for case, of_case in zip(cases, texts, strict=True)]
-    distinct = list(dict.fromkeys(chain(*asked)))
-    where = np.array([[distinct.index(ask) for ask in of_case] for of_case in asked])
-    logprobs = np.empty((*where.shape, len(columns)))
-    lengths = np.empty(where.shape)
-    tokens, flops, cut, begin = 0, 0, 0, time.perf_counter()
-    for k, column in enumerate(columns):
-        progress(f"score with {scorer.name}", k, len(columns))
-        scored = await scorer.score(column, distinct)
-        logprobs[:, :, k] = np.array(scored.logprobs)[where]
-        lengths = np.array(scored.tokens, dtype=np.float64)[where]
-        tokens, flops = tokens + scored.read, flops + scored.flops
-        cut += scored.chunks > 1
-    cost = Cost(len(distinct) * len(columns), tokens, flops, time.perf_counter() - begin)
-    return Scores(logprobs, np.array(owners), lengths, cut, cost)
+    everything = list(dict.fromkeys(chain(*asked)))
+    where = np.array([[everything.index(ask) for ask in of_case] for of_case in asked])
+    logprobs, lengths = np.empty((*where.shape, len(cases))), np.empty(where.shape)
+    of_copies = np.full((*where.shape, max(map(len, negatives))), np.nan)
+    scored, begin = list[tuple[int, Scored]](), time.perf_counter()
+    for i, (case, own) in enumerate(zip(cases, negatives, strict=True)):
+        progress(f"score with {scorer.name}", len(scored), contexts)
+        result = await scorer.score(case.context, everything)
+        scored.append((len(everything), result))
+        logprobs[:, :, i] = np.array(result.logprobs)[where]
+        lengths = np.array(result.tokens, dtype=np.float64)[where]
+        for c, copy in enumerate(own):
+            result = await scorer.score(copy, asked[i])
+            scored.append((len(asked[i]), result))
+            of_copies[i, :, c] = result.logprobs
+    seconds = time.perf_counter() - begin
+    cost = Cost(sum(n for n, _ in scored), sum(r.read for _, r in scored), sum(r.flops for _, r in scored), seconds)
+    return Scores(logprobs, of_copies, lengths, contexts, sum(r.chunks > 1 for _, r in scored), cost)
 
 
 async def pointwise(scorer: Scorer, context: str, question: str, summary: str, others: Sequence[str]) -> float:
@@ -265,7 +272,7 @@ async def _baseline(
         for case, (made, *_) in zip(cases, summaries.made, strict=True)
     ]
     scores = await score(cases, texts, scorer, copies=copies, seed=seed, progress=progress)
-    told = estimate(scores.logprobs, scores.owners, level=level, resamples=resamples, seed=seed)
+    told = estimate(scores.logprobs, scores.copies, level=level, resamples=resamples, seed=seed)
     lengths = scores.lengths[:, 0]
     per_token = rate(told.bits, lengths, level=level, resamples=resamples, seed=seed)
     return Baseline(told.information, stats.mean(lengths, level=level), per_token), scores.cost
@@ -284,7 +291,7 @@ def _sum(one: Cost, other: Cost) -> Cost:
 
 
 def _notes(told: Estimate, scores: Scores, texts: Sequence[Sequence[str]], copies: int) -> list[str]:
-    count, _, columns = scores.logprobs.shape
+    count, columns = len(scores.logprobs), scores.contexts
     notes = []
     if told.saturated:
         notes.append(

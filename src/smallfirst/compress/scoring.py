@@ -11,7 +11,9 @@ import math
 import re
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 from typing import IO, Protocol
@@ -86,7 +88,10 @@ class PromptScorer:
         return f"{self._model.name}, window {self._model.window}, prompt {told}"
 
     async def start(self) -> None:
-        await self._model.start()
+        async with AsyncExitStack() as stack:
+            stack.push_async_callback(self._model.close)
+            await self._model.start()
+            stack.pop_all()
 
     async def close(self) -> None:
         await self._model.close()
@@ -183,8 +188,9 @@ class LexicalScorer:
         return Scored(tuple(logprobs), tuple(lengths), read=len(terms) + sum(lengths))
 
 
-def _terms(text: str) -> list[str]:
-    return _TERM.findall(text.lower())
+@lru_cache(maxsize=4096)
+def _terms(text: str) -> tuple[str, ...]:
+    return tuple(_TERM.findall(text.lower()))
 
 
 class _Line(msgspec.Struct, frozen=True, array_like=True):
@@ -222,10 +228,11 @@ class Cached:
             ) from error
         self._known = {line.key: line for line in lines}
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = self._path.open("r+b" if raw else "wb")
+        self._path.touch()
+        await self._scorer.start()
+        self._file = self._path.open("r+b")
         self._file.seek(len(whole))
         self._file.truncate()
-        await self._scorer.start()
 
     async def close(self) -> None:
         if self._file is not None:
