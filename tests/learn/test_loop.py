@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from smallfirst import models
 from smallfirst.cli import app
 from smallfirst.cli import loop as cli_loop
-from smallfirst.errors import ConfigError, TrainError
+from smallfirst.errors import ConfigError, DataError, TrainError
 from smallfirst.guarantee import Certificate
 from smallfirst.learn import jobs, loop
 from smallfirst.learn.loop import TRIES, Job, Loop, Pass, Settings, TaskReport
@@ -178,6 +178,19 @@ async def test_a_stage_that_never_works_is_given_up(store: Store, tmp_path: Path
     shop.fails.clear()
     [report] = (await Loop(store, shop, settings(tmp_path)).once()).tasks
     assert report.outcome == "released"
+
+
+async def test_a_folder_that_cannot_be_written_is_told(store: Store, tmp_path: Path) -> None:
+    """Where no artifact can be kept the pass ends with one clear error; a loop that goes on for ever goes on."""
+    await add(store, "desk", count=3)
+    (tmp_path / "loop").write_text("a file")
+    passes, told = Loop(store, Shop(), settings(tmp_path)), asyncio.Event()
+    with pytest.raises(DataError, match="cannot be written to"):
+        await passes.once()
+    forever = asyncio.create_task(passes.every(60, lambda _: None, lambda _: told.set()))
+    await told.wait()
+    assert not forever.done()
+    forever.cancel()
 
 
 CHILD = """

@@ -106,7 +106,7 @@ def loop(
         if once:
             done(await passes.once())
         else:
-            await passes.every(pause, done)
+            await passes.every(pause, done, lambda error: err.print(f"[red]error:[/] {escape(str(error))}"))
 
     with_store(config, work, store)
     if ended and ended[-1].failed:

@@ -97,6 +97,6 @@ def _gone(owner: str) -> bool:
         os.kill(int(pid), 0)
     except ProcessLookupError:
         return True
-    except PermissionError:  # it runs as another user
-        return False
+    except PermissionError:
+        pass  # it runs, as another user
     return False

@@ -139,15 +139,20 @@ class Loop:
         self._rounds = elsewhere or self._here
         self._jobs = Jobs(store)
 
-    async def every(self, seconds: float, done: Callable[[Pass], None]) -> None:
-        """Passes for ever, `seconds` from the end of one to the next; `done` is told each."""
+    async def every(
+        self, seconds: float, done: Callable[[Pass], None], failed: Callable[[SmallfirstError], None]
+    ) -> None:
+        """Passes for ever, `seconds` from the end of one to the next; `done` is told each, `failed` what ended one."""
         while True:
-            done(await self.once())
+            try:
+                done(await self.once())
+            except SmallfirstError as error:
+                failed(error)
             await asyncio.sleep(seconds)
 
     async def once(self) -> Pass:
         """One pass. Raises StoreError when the store cannot be read or written, DataError when scrubbing leaves
-        identifiers, and ConfigError without the libraries."""
+        identifiers or the folder cannot be written, and ConfigError without the libraries."""
         jobs = await self._known()
         left = [task for task, job in jobs.items() if job.stage and self._wanted(task, job.name)]
         reports = await self._rounds(left)
@@ -178,6 +183,23 @@ class Loop:
 
     async def _survey(self) -> Found:
         """Scrub the records, find the tasks in them, and keep these."""
+        try:
+            calls = await self._scrubbed()
+        except OSError as error:
+            where = self._settings.folder
+            raise DataError(f"The calls cannot be written to {where}: {error.strerror or error}.") from error
+        with self._show("", "tasks") as tell:
+            rows = await self._store.tasks()
+            known = [tasks.task_of_row(row) for row in rows]
+            found = await asyncio.to_thread(tasks.find, calls, known)
+            tell(1.0, f"{len(found.tasks)} tasks")
+        before = {row.id: tasks.figures_of_row(row) for row in rows}
+        kept = [tasks.row_of(task, found.of(task.id) or before.get(task.id)) for task in found.tasks]
+        await self._store.replace_tasks(kept)
+        return found
+
+    async def _scrubbed(self) -> Lines:
+        """The records, scrubbed anew."""
         folder, wanted = self._settings.folder, RecordFilter(since=self._settings.since)
         folder.mkdir(parents=True, exist_ok=True)
         draft = folder / f"{_CALLS}.{os.getpid()}"
@@ -189,16 +211,7 @@ class Loop:
             where = ", ".join(dict.fromkeys(record for record, _ in result.leaked[:5]))
             raise DataError(f"Scrubbing left identifiers in {len(result.leaked)} places, in {where}, ...")
         draft.replace(folder / _CALLS)
-        with self._show("", "tasks") as tell:
-            rows = await self._store.tasks()
-            found = await asyncio.to_thread(
-                tasks.find, Lines(folder / _CALLS), [tasks.task_of_row(row) for row in rows]
-            )
-            tell(1.0, f"{len(found.tasks)} tasks")
-        before = {row.id: tasks.figures_of_row(row) for row in rows}
-        kept = [tasks.row_of(task, found.of(task.id) or before.get(task.id)) for task in found.tasks]
-        await self._store.replace_tasks(kept)
-        return found
+        return Lines(folder / _CALLS)
 
     async def _begin(
         self, found: Found, watched: Watched, worked: set[str]
