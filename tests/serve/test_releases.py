@@ -18,7 +18,7 @@ from running import Answer, Running, Start, cascade, started, until, whole
 from smallfirst.config import ModelConfig
 from smallfirst.learn.release import register, release, rollback
 from smallfirst.registry import Release, Version
-from smallfirst.rollout import Rules
+from smallfirst.rollout import Evidence, Rules
 from smallfirst.store import Store
 from smallfirst.store.rows import StoredRecord
 
@@ -180,6 +180,30 @@ async def test_a_canary_is_sticky_by_episode(start: Start, models: Models) -> No
 
 async def _answered(gateway: Running, episode: str) -> StoredRecord:
     return await gateway.record(await call(gateway, 3, x_smallfirst_episode=episode))
+
+
+async def test_two_gateways_count_each_call_once(start: Start, models: Models) -> None:
+    """Both take outcomes from the same store: together each call of the rollout once, whoever answered it."""
+    gateways, new = [await start(ACCEPTING), await start(ACCEPTING)], await models("new")
+    async with gateways[0].store() as store:
+        version = await version_of(store, new)
+        await release(store, version, to="canary", share=0.5, rules=Rules(settle_s=2.0, level=1e-9))
+        for gateway in gateways:
+            await until(lambda g=gateway: _answered(g, ""), lambda record: record.trial is not None)
+        answers = [await call(gateways[n % 2], n) for n in range(40)]
+        rollout = await store.rollout("weather")
+        assert rollout is not None
+        records = [await gateways[0].record(answer, attempts=2) for answer in answers]
+        assert all(record.trial for record in records)
+        everyone = [record for record in await gateways[0].records(40) if record.trial]
+
+        def calls(found: Release) -> int:
+            return Evidence.from_json(rollout, found.evidence).calls
+
+        await released(store, lambda found: calls(found) >= len(everyone))
+        await asyncio.sleep(0.1)
+        assert calls(await store.release("weather")) == len(everyone)
+        assert await store.pending(rollout.id) == []
 
 
 async def test_a_bad_candidate_is_withdrawn_by_its_calls(start: Start, models: Models) -> None:
