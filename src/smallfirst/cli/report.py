@@ -6,7 +6,7 @@ import json
 import os
 import time
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -27,7 +27,7 @@ from smallfirst.cli.common import (
     with_store,
 )
 from smallfirst.config import load
-from smallfirst.errors import CalibrationError
+from smallfirst.errors import CalibrationError, ConfigError
 from smallfirst.guarantee import Certificate
 from smallfirst.monitor import Monitor
 from smallfirst.store import CalibrationRow, RecordFilter, Store
@@ -42,10 +42,19 @@ def report(
     task: TaskOption = None,
     since: SinceOption = None,
     as_json: JsonOption = False,
+    keep: Annotated[bool, typer.Option("--watch", help="Keep figures on screen, up to date, until Ctrl-C.")] = False,
 ) -> None:
     """What the calls cost, how many succeeded, what small-first saved, and how sure that is."""
+    if keep and as_json:
+        raise ConfigError("--watch and --json are given together.", hint="Give one of them.")
 
     async def work(db: Store) -> None:
+        if keep:
+            from smallfirst.cli.watch import watch
+            from smallfirst.dashboard.queries import Filters
+
+            await watch(db, Filters(since=parse_since(since), task=task), out)
+            return
         tally = reports.Tally()
         async for summary in db.summaries(RecordFilter(task=task, since=parse_since(since))):
             tally.add(summary)
