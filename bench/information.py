@@ -31,6 +31,7 @@ from smallfirst.compress.estimate import Floats, estimate
 from smallfirst.compress.extract import Bm25, Extract
 from smallfirst.compress.information import Report, measure, summarise
 from smallfirst.compress.native import NativeModel
+from smallfirst.compress.pictures import draw
 from smallfirst.compress.scoring import Ask, Cached, LexicalScorer, PromptScorer, Scorer
 from smallfirst.compress.summary import Summary
 from smallfirst.compress.tokens import EngineModel, gguf_shape
@@ -193,7 +194,9 @@ async def ways(args: argparse.Namespace) -> Row:
     }
 
 
-async def rank(cases: Sequence[Case], compressors: Sequence[tuple[Compressor, int]], copies: int) -> Row:
+async def rank(
+    cases: Sequence[Case], compressors: Sequence[tuple[Compressor, int]], copies: int, picture: Path | None
+) -> Row:
     """Information under the lexical scorer beside a reader that is right whenever the answer is there to be read."""
     trials, rows = [], []
     scorer = LexicalScorer()
@@ -215,6 +218,8 @@ async def rank(cases: Sequence[Case], compressors: Sequence[tuple[Compressor, in
             fit.decay,
             f"C {fit.scale.value:.2f}, D0 {fit.floor.value:.2f}, R2 {fit.r2:.2f}",
         )
+    if picture:
+        draw(found, picture, f"{len(cases)} questions, a reader that finds every answer that is there")
     return {"points": rows, "spearman": figure_row(found.spearman)}
 
 
@@ -230,7 +235,7 @@ async def known(args: argparse.Namespace) -> Row:
     """Compressors whose quality is known, on made documents."""
     steps: list[tuple[Compressor, int]] = [(Dropout(n / 10), 0) for n in range(10)]
     by_size = [(c, k) for c in (Lead(), Random(), Bm25()) for k in (15, 45, 90)]
-    found = await rank(documents(args.contexts), [*steps, *by_size, (Empty(), 0)], args.copies)
+    found = await rank(documents(args.contexts), [*steps, *by_size, (Empty(), 0)], args.copies, args.picture)
     falls = np.diff([point["information"]["value"] for point in found["points"][: len(steps)]])
     say("steps of dropout on which information falls", float((falls < 0).sum()), f"of {len(falls)}")
     return {**found, "falls": int((falls < 0).sum()), "steps": len(falls)}
@@ -254,7 +259,7 @@ async def hotpot(args: argparse.Namespace) -> Row:
     """Selections of several sizes from real documents."""
     chosen: list[tuple[Compressor, int]] = [(Empty(), 0), (Identity(), 0)]
     chosen += [(c, k) for c in (Lead(), Random(), Bm25(), Extract()) for k in (50, 100, 200, 400)]
-    return await rank(hotpot_cases(args.data)[: args.contexts], chosen, args.copies)
+    return await rank(hotpot_cases(args.data)[: args.contexts], chosen, args.copies, args.picture)
 
 
 async def real_models(args: argparse.Namespace) -> Row:
@@ -334,6 +339,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder of public sets")
     parser.add_argument("--work", type=Path, default=Path("/tmp/smallfirst-information"), help="scores are kept here")
     parser.add_argument("--out", type=Path, help="write all figures as JSON")
+    parser.add_argument("--picture", type=Path, help="draw `known` or `hotpot` into this folder")
     parser.add_argument("--seeds", type=int, default=200)
     parser.add_argument("--contexts", type=int, default=48)
     parser.add_argument("--copies", type=int, default=1, help="hard negatives of each document")
