@@ -10,7 +10,7 @@ import structlog
 from smallfirst.errors import SmallfirstError
 
 log = structlog.get_logger("smallfirst.follow")
-REFRESH_S = 1.0
+REFRESH_S = 0.5
 
 
 class Followed(Protocol):
