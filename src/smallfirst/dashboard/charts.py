@@ -187,7 +187,8 @@ def compression(compressors: Sequence[Compressor]) -> Spec:
 
 
 def _spec(data: Mapping[str, Any], rest: Mapping[str, Any]) -> Spec:
-    return {"$schema": _LITE, "width": "container", "data": data, **rest}
+    fitted = {"width": "container", "autosize": {"type": "fit-x", "contains": "padding"}}
+    return {"$schema": _LITE, **fitted, "data": data, **rest}
 
 
 def _layers(rows: Sequence[Mapping[str, Any]], *layers: Mapping[str, Any]) -> Spec:

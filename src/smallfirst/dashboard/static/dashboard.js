@@ -1,6 +1,7 @@
 /* Draws charts, keeps pages up to date, shows times in the reader's zone, and labels by key. Pages work without it. */
 "use strict";
 
+const ERRORS = 1; // Vega's level of that name
 const dark = matchMedia("(prefers-color-scheme: dark)");
 
 function showTimes(root) {
@@ -29,7 +30,9 @@ function chartConfig() {
     header: text,
     title: { color: colour("--ink"), subtitleColor: colour("--soft"), fontSize: 13, anchor: "start" },
     text: { color: colour("--ink") },
-    style: { "guide-label": { fill: colour("--ink") } },
+    style: { "guide-label": { fill: colour("--ink"), font } },
+    axisX: { grid: false },
+    axisTemporal: { tickCount: 8 },
     rule: { color: colour("--soft") },
     line: { color: series[0] },
     area: { color: series[0] },
@@ -44,7 +47,7 @@ async function draw(chart) {
   const plot = chart.querySelector(".plot");
   const spec = JSON.parse(chart.querySelector("script").textContent);
   const options = { ast: true, renderer: "svg", actions: false, defaultStyle: false, config: chartConfig(),
-    logLevel: vega.Error, tooltip: { disableDefaultStyle: true } };
+    logLevel: ERRORS, tooltip: { disableDefaultStyle: true } };
   try {
     const { view } = await vegaEmbed(plot, spec, options);
     await view.resize().runAsync();
