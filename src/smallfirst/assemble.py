@@ -155,7 +155,8 @@ class Versions:
                 backend = self._loaded.pop(name)[1].stage.backend
                 if not isinstance(backend, LlamaCppBackend):
                     await backend.close()
-            for weights in self._own.keys() - {_weights(v) for v, _ in self._loaded.values() if v.base_sha256}:
+            used = [candidate.stage.backend for _, candidate in self._loaded.values()]
+            for weights in [weights for weights, engine in self._own.items() if engine not in used]:
                 del self._engines[weights]
                 await self._own.pop(weights).close()
 

@@ -16,6 +16,8 @@ import pytest
 import tiny
 from typer.testing import CliRunner
 
+from smallfirst.assemble import assemble
+from smallfirst.backends.llamacpp import LlamaCppBackend
 from smallfirst.backends.specialist import Manifest, PromptTemplate
 from smallfirst.cli import app
 from smallfirst.config import ModelConfig, parse
@@ -223,6 +225,31 @@ async def test_a_real_engine_switches_adapters_under_load(store: Store, tmp_path
     assert {model for _, model in answers} == {"tiny", versions[0].id, versions[1].id}
     refused = next(move for move in await store.moves("t") if move.by == "gateway")
     assert (refused.version, refused.reason.startswith("cannot be served")) == (bad.id, True)
+
+
+@pytest.mark.engine
+async def test_a_base_that_nothing_else_uses_has_an_engine_of_its_own(store: Store, tmp_path: Path, base: Path) -> None:
+    """It starts with the first version on it, holds the others too, and ends with the last; files that changed since
+    they were registered are refused, and the versions beside go on."""
+    first, second = [
+        await stage.register(store, "t", write_lora(tmp_path / f"{n}.gguf", n, base), str(base)) for n in range(2)
+    ]
+    config = parse(f'[models.large]\nbackend = "fake"\n[store]\nurl = "sqlite:///{tmp_path}/calls.db"\n', {})
+    async with assemble(config, {}) as parts:
+        made = await parts.versions.load(first)
+        engine = made.stage.backend
+        assert isinstance(engine, LlamaCppBackend)
+        assert (made.stage.name, made.stage.adapter, made.stage.small) == (first.id, first.id, True)
+        assert await parts.versions.load(first) is made
+        train_again(Path(second.adapter))
+        with pytest.raises(ModelFileError, match=r"as when .* was registered"):
+            await parts.versions.load(second)
+        bare = await stage.register(store, "t", None, str(base))
+        assert (await parts.versions.load(bare)).stage.backend is engine
+        await parts.versions.retain([bare.id])
+        assert engine.engine.pid is not None
+        await parts.versions.retain([])
+        assert engine.engine.pid is None
 
 
 async def name_task(url: str) -> None:
