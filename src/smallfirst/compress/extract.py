@@ -37,6 +37,8 @@ _BEST = 3
 _BRIDGES = 8
 _PART, _LEAD, _BRIDGE, _NAMED, _ASKED = 0.3, 0.4, 0.5, 0.8, 1.0
 _HEADING = 25
+_TAIL = 12
+"""Characters at a sentence's end in which an abbreviation is looked for."""
 
 _FENCE = r"(?:^|(?<=\n))[ \t]*(?:```|~~~)[^\n]*\n(?:.*?\n[ \t]*(?:```|~~~)[ \t]*(?=\n|$)|.*$)\n*"
 _LABEL = r"(?:^|(?<=\n))(?:document|passage|doc|source)[ \t]*\[?\d+\]?(?:[ \t]*\(title:[^\n]{0,150}?\)(?=\s)|:)\s*"
@@ -105,7 +107,7 @@ def _cut_block(text: str, kind: Kind) -> list[tuple[str, Kind]]:
         return [(text, kind)]
     pieces: list[str] = []
     for sentence in sentences(text) or [text]:
-        if pieces and _ABBREVIATED.search(pieces[-1]) and "\n" not in _space_behind(pieces[-1]):
+        if pieces and _ABBREVIATED.search(pieces[-1][-_TAIL:]) and "\n" not in _space_behind(pieces[-1]):
             pieces[-1] += sentence
         else:
             pieces.append(sentence)
@@ -263,7 +265,7 @@ def _chosen(pieces: Sequence[Piece], scores: Floats, budget: int, count: Count) 
     for n in (int(n) for n in order if pieces[n].kind == "text" and scores[n] > 0 and pieces[n].text.strip()):
         heading = headings.get(pieces[n].part, n)
         takes = {n, heading} - chosen
-        price = sum(count(pieces[m].text) for m in takes) + gap * (n > 0 and n - 1 not in takes | chosen)
+        price = sum(count(pieces[m].text) for m in takes) + gap * (n > 0 and n - 1 not in takes and n - 1 not in chosen)
         if price <= room:
             chosen |= takes
             room -= price
