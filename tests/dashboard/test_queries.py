@@ -23,7 +23,7 @@ from smallfirst.registry import Release, Version, released
 from smallfirst.rollout import Rules
 from smallfirst.serve.gateway import new_id
 from smallfirst.store import KeyLimits, Store, TaskRow, open_store
-from smallfirst.store.rollups import bucket_of
+from smallfirst.store.facts import bucket_of
 from smallfirst.types import Attempt, Choice, Completion, Feedback, Origin, Record, Request, ToolCall, Trial, Usage
 
 DAY = 86_400.0

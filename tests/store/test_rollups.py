@@ -13,8 +13,9 @@ from store_samples import make_attempt, make_record, next_id
 from smallfirst import report
 from smallfirst.store import RecordSummary, Store, rollups
 from smallfirst.store.database import database
+from smallfirst.store.facts import HOUR_S, MEASURES, bounds, bucket_of
 from smallfirst.store.migrations import MIGRATIONS
-from smallfirst.store.rollups import HOUR_S, MEASURES, Span, bounds, bucket_of
+from smallfirst.store.rollups import Span
 from smallfirst.types import Attempt, Completion, Feedback, Origin, Record, Usage, Verdict, Violation
 
 NOW = time.time()

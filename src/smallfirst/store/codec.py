@@ -15,7 +15,7 @@ import msgspec
 
 from smallfirst.errors import StoreError
 from smallfirst.recurring import derived
-from smallfirst.store import rollups
+from smallfirst.store import facts, rollups
 from smallfirst.store.crypto import Hasher, Sealer
 from smallfirst.store.database import Connection, Row, insert
 from smallfirst.types import Attempt, Completion, Feedback, Json, Record, Request, Trial, Usage, Verdict, Violation
@@ -80,8 +80,8 @@ class Payload(msgspec.Struct, omit_defaults=True):
 
 
 _DECISION, _COST = (ATTEMPT_COLUMNS.split(", ").index(name) for name in ("decision", "cost_usd"))
-_of_record = rollups.picker(rollups.RECORD, RECORD_COLUMNS)
-_of_attempt = rollups.picker(rollups.ATTEMPT, ATTEMPT_COLUMNS)
+_of_record = facts.picker(facts.RECORD, RECORD_COLUMNS)
+_of_attempt = facts.picker(facts.ATTEMPT, ATTEMPT_COLUMNS)
 _decode_payload = msgspec.json.Decoder(Payload).decode
 # Log-probabilities are many numbers, some of them infinite: MessagePack holds them and is quick.
 _encode_attempt = msgspec.msgpack.Encoder().encode
@@ -150,8 +150,8 @@ class Codec:
             *_trial(record.trial),
         )
         attempts = [self.attempt(record.id, n, a, capture=capture) for n, a in enumerate(record.attempts)]
-        fact = rollups.fact(_of_record(row), [_of_attempt(attempt) for attempt in attempts])
-        return RecordRows(row, attempts, contents, hour, fact.row)
+        fact = facts.fact(_of_record(row), [_of_attempt(attempt) for attempt in attempts])
+        return RecordRows(row, attempts, contents, hour, fact)
 
     def attempt(self, record_id: str, n: int, attempt: Attempt, *, capture: bool) -> Row:
         """The row of one attempt. Upstream's own answer (`native`) is not kept: the completion says the same."""

@@ -1,83 +1,29 @@
 """What calls came to, summed by hour, task and API key, so that figures over a million calls are read in milliseconds.
 
-Every change of a record adds a `Fact`, the difference that it makes to the sums, in the transaction of the change
-itself. Facts wait in a table of their own until some hundreds are folded into the sums; readers add those that wait.
-So sums and records agree at any time, whatever comes late: audits, feedback, removal by age. (Only two processes that
-append the same id at the same moment would count it twice.) Sums hold numbers, tasks and keys' ids, never a payload.
-
-What is counted is what `rows.RecordSummary` says of a call; `MEASURES` names the sums.
+Every change of a record adds facts (`facts`), the difference that it makes to the sums, in the transaction of the
+change itself. Facts wait in a table of their own until some hundreds are folded into the sums; readers add those that
+wait. So sums and records agree at any time, whatever comes late: audits, feedback, removal by age. (Only two processes
+that append the same id at the same moment would count it twice.) Sums hold numbers, tasks and keys' ids, never a
+payload.
 """
 
 from __future__ import annotations
 
-import math
-from array import array
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from itertools import zip_longest
-from operator import itemgetter
+from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from smallfirst.store.database import Connection, Row, insert, marks
-from smallfirst.types import AFTERWARDS
+from smallfirst.store.facts import ATTEMPT, MEASURES, RECORD, Floats, fact, measured, shadow, taken_back
 
-Floats = NDArray[np.float64]
-
-HOUR_S = 3600
 FOLD_AT = 256
 """Changes after which a process folds the facts that wait."""
-FASTEST_S = 1e-3
-STEP = 2**0.25
-"""Durations are counted in buckets: the first up to `FASTEST_S`, every next one up to `STEP` times the last one's end.
-So the geometric middle of a bucket is at most 9.1 % off any duration in it."""
 
-PAIR = ("wc", "wr", "wl", "w")
-PRODUCTS = tuple((a, b) for n, a in enumerate(PAIR) for b in PAIR[n:])
-_CALLS = (
-    *("calls", "cache", "direct", "direct_abstained"),
-    *("first_accepted", "first_escalated", "first_abstained"),
-    *("repaired_accepted", "repaired_escalated", "repaired_abstained"),
-    *("answered", "valid_first", "executable", "escalated", "failed"),
-    *("priced", "usd", "usd_local_free", "afterwards_usd", "tokens_in", "tokens_out"),
-)
-_PAIRS = ("pairs", "pairs_small", *PAIR, *(f"{a}_{b}" for a, b in PRODUCTS), "wt", "wt_small", "usd_var", "tokens_var")
-_AUDITS = ("audits", "audit_w", "audit_ww", "audit_wrong")
-_LABELS = (
-    *("labelled", "right_labelled", "valid_wrong", "small_labelled", "small_wrong"),
-    *("cost_n", "cost_c", "cost_r", "cost_cc", "cost_cr"),
-)
-MEASURES = (*_CALLS, *_PAIRS, *_AUDITS, *_LABELS)
-"""Of calls: how many; which way they went ("cache"; the large model asked at once: "direct"; else by the "first" or a
-"repaired" small answer, and what was decided); counts; totals over the `priced` ones. `afterwards_usd` is what shadows
-and audits cost.
-
-Of pairs with known prices (`RecordSummary.pair`): sums of the four numbers of `PAIR` (w the pair's weight, c the call's
-cost, l the large model's, r 1 where both answers are the same), of their products, of weighted tokens of the large
-model, and of (w^2 - w) (l - c)^2 and (w^2 - w) tokens^2 of the small ones, which estimate the variance of the totals
-that audits tell (Horvitz and Thompson 1952).
-
-Of audits of accepted answers: how many, their weights, squared weights, and weights of those that found another answer.
-Of labelled calls ("correct" feedback): counts, and over those with known prices cost c and right r with products."""
-
-_AT = {name: n for n, name in enumerate(MEASURES)}
-_BECAME = {"accept": "accepted", "escalate": "escalated"}
-_WAY = {
-    (asked, decision): _AT[f"{asked}_{became}"]
-    for asked in ("first", "repaired")
-    for decision, became in (*_BECAME.items(), ("", "abstained"))
-}
-RECORD = "id, created_at, task, decision, status, seconds, served, key_id"
-ATTEMPT = (
-    "record_id, kind, decision, reason, small, answered, violations, probability, cost_usd, cost_usd_local_free, "
-    "input_tokens, output_tokens"
-)
 _KEY = "hour, task, key_id"
 _PAGE = 5000
-
 _CELL = "hour BIGINT NOT NULL, task TEXT NOT NULL, key_id TEXT NOT NULL"
 _TIMES = "bucket BIGINT NOT NULL, calls BIGINT NOT NULL"
 _SUMS = ", ".join(f"{name} DOUBLE PRECISION NOT NULL" for name in MEASURES)
@@ -86,28 +32,9 @@ _ADDED = ", ".join(f"{name} = rollups.{name} + excluded.{name}" for name in MEAS
 SCHEMA = (
     f"CREATE TABLE rollups ({_CELL}, {_SUMS}, PRIMARY KEY ({_KEY}))",
     f"CREATE TABLE rollup_seconds ({_CELL}, {_TIMES}, PRIMARY KEY ({_KEY}, bucket))",
-    f"CREATE TABLE facts ({_CELL}, bucket BIGINT NOT NULL, measures BYTEA NOT NULL)",
+    f"CREATE TABLE facts ({_CELL}, bucket BIGINT NOT NULL, numbers BYTEA NOT NULL)",
     "CREATE INDEX attempts_audited ON attempts (record_id) WHERE decision = 'audit'",
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Fact:
-    """What one change of a record adds to the sums of its hour, task and key; `bucket` is that of the call's time.
-
-    `measures` are those of `MEASURES` in order; what is missing at the end is 0.
-    """
-
-    hour: int
-    task: str
-    key: str
-    bucket: int
-    measures: array[float]
-
-    @property
-    def row(self) -> Row:
-        """As the table of facts keeps it."""
-        return (self.hour, self.task, self.key, self.bucket, self.measures.tobytes())
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,97 +60,8 @@ class Span:
     task: str | None = None
 
 
-def picker(columns: str, among: str) -> Callable[[Row], Row]:
-    """Picks `columns` out of rows of the columns `among`."""
-    names = among.split(", ")
-    return itemgetter(*map(names.index, columns.split(", ")))
-
-
-def bucket_of(seconds: float) -> int:
-    """The bucket of a duration."""
-    return max(0, math.ceil(math.log(seconds / FASTEST_S, STEP))) if seconds > FASTEST_S else 0
-
-
-def fact(record: Row, attempts: Sequence[Row], correct: float | None = None) -> Fact:
-    """What a record adds: its columns `RECORD`, those `ATTEMPT` of its attempts in order, and its latest label."""
-    _, created_at, task, decision, status, seconds, served, key = record
-    answer = None if served is None else attempts[served]
-    cached = answer is not None and answer[1] == "cache"
-    small = decision == "accept" and not cached
-    executable = answer is not None and _ok(answer)
-    usd: float | None = 0.0
-    free: float | None = 0.0
-    afterwards = tokens_in = tokens_out = 0.0
-    asked = repaired = escalated = late = False
-    for attempt in attempts:
-        _, kind, decided, _, is_small, _, _, _, cost, cost_free, input_tokens, output_tokens = attempt
-        late = late or decided in AFTERWARDS
-        if late:
-            afterwards += cost or 0.0
-            continue
-        usd = None if usd is None or cost is None else usd + cost
-        free = None if free is None or cost_free is None else free + cost_free
-        tokens_in, tokens_out = tokens_in + input_tokens, tokens_out + output_tokens
-        if kind != "cache" and decided != "evidence":
-            asked, escalated = asked or bool(is_small), escalated or not is_small
-            repaired = repaired or (kind == "repair" and bool(is_small))
-    priced = usd is not None and free is not None
-    measures = [0.0] * 10
-    measures[0] = measures[_way(cached, small or asked, repaired, decision)] = 1.0
-    valid_first = bool(attempts) and attempts[0][2] not in AFTERWARDS and _ok(attempts[0])
-    measures += (answer is not None, valid_first, executable, escalated, status >= 400, priced)
-    measures += (usd, free) if priced else (0.0, 0.0)  # type: ignore[arg-type] # both are known
-    measures += (afterwards, tokens_in, tokens_out)
-    measures += _pair(attempts, answer, cached, small, usd)
-    if correct is not None:
-        measures += [0.0] * (_AT["labelled"] - len(measures))
-        measures += _label(bool(correct), executable, small, usd if priced else None)
-    return Fact(int(created_at // HOUR_S), task, key, bucket_of(seconds), array("d", measures))
-
-
-def _ok(attempt: Row) -> bool:
-    return bool(attempt[5]) and not attempt[6]
-
-
-def _way(cached: bool, asked: bool, repaired: bool, decision: str) -> int:
-    """Which of the ways through the stages the call went; `asked` and `repaired` are of small models."""
-    if cached:
-        return _AT["cache"]
-    if not asked:
-        return _AT["direct_abstained" if decision == "abstain" else "direct"]
-    return _WAY["repaired" if repaired else "first", decision if decision in _BECAME else ""]
-
-
-def _pair(attempts: Sequence[Row], answer: Row | None, cached: bool, small: bool, usd: float | None) -> list[float]:
-    """The measures of the call's pair and its audit."""
-    audit = next((a for a in attempts if a[2] == "audit" and a[3] != "not_told"), None) if small else None
-    if audit is not None and audit[7] is not None:
-        weight, differs = 1 / audit[7], audit[3] == "different"
-        audits = [1.0, weight, weight**2, weight * differs]
-        return _priced_pair(weight, differs, usd, audit, small) + audits
-    if answer is None or answer[4] or cached:
-        return []
-    return _priced_pair(1.0, False, usd, answer, small)
-
-
-def _priced_pair(weight: float, differs: bool, c: float | None, large: Row, small: bool) -> list[float]:
-    if c is None or large[8] is None:
-        return [0.0] * len(_PAIRS)
-    wc, wr, wl, w = weight * c, weight * (not differs), weight * large[8], weight
-    products = (wc * wc, wc * wr, wc * wl, wc * w, wr * wr, wr * wl, wr * w, wl * wl, wl * w, w * w)
-    tokens = large[10] + large[11]
-    spread = w * w - w
-    totals = (w * tokens, w * tokens * small, spread * (large[8] - c) ** 2, spread * tokens**2)
-    return [1.0, small, wc, wr, wl, w, *products, *totals]
-
-
-def _label(right: bool, executable: bool, small: bool, usd: float | None) -> list[float]:
-    counts = [1.0, right, executable and not right, small, small and not right]
-    return [*counts, *([0.0] * 5 if usd is None else [1.0, usd, right, usd**2, usd * right])]
-
-
 def insert_fact(connection: Connection, record_id: str, row: Row) -> None:
-    """Add a record's first fact (`Fact.row`), unless the record is there already."""
+    """Add what a record adds, unless the record is there already."""
     _insert_unless(connection, row, "records WHERE id = ?", (record_id,))
 
 
@@ -231,12 +69,11 @@ def insert_shadow(connection: Connection, place: Row, usd: float, attempt: Row) 
     """Add what a shadow cost, unless its attempt (record and n) is there already; `place` is the record's `created_at`,
     task and key."""
     created_at, task, key = place
-    row = Fact(int(created_at // HOUR_S), task, key, 0, array("d", [0.0] * _AT["afterwards_usd"] + [usd])).row
-    _insert_unless(connection, row, "attempts WHERE record_id = ? AND n = ?", attempt)
+    _insert_unless(connection, shadow(created_at, task, key, usd), "attempts WHERE record_id = ? AND n = ?", attempt)
 
 
 def _insert_unless(connection: Connection, row: Row, there: str, params: Row) -> None:
-    into = f"INSERT INTO facts ({_KEY}, bucket, measures)"
+    into = f"INSERT INTO facts ({_KEY}, bucket, numbers)"
     sql = f"{into} SELECT ?, ?, ?, ?, ? WHERE NOT EXISTS (SELECT 1 FROM {there})"  # noqa: S608
     connection.execute(sql, (*row, *params))
 
@@ -247,8 +84,10 @@ def followed(connection: Connection, record_ids: Sequence[str]) -> Iterator[None
     before = _facts(connection, record_ids, lock=connection.row_lock)
     yield
     after = _facts(connection, record_ids)
-    changes = [_difference(fact, after.get(record_id)) for record_id, fact in before.items()]
-    _insert(connection, [change for change in changes if any(change.measures)])
+    changed = [record_id for record_id, row in before.items() if after.get(record_id) != row]
+    rows = [taken_back(before[record_id]) for record_id in changed]
+    rows += [after[record_id] for record_id in changed if record_id in after]
+    insert(connection, f"facts ({_KEY}, bucket, numbers)", rows, conflict="DO NOTHING")
 
 
 def rebuild(connection: Connection) -> None:
@@ -257,14 +96,14 @@ def rebuild(connection: Connection) -> None:
         connection.execute(f"DELETE FROM {table}")  # noqa: S608
     after = ""
     while ids := connection.query("SELECT id FROM records WHERE id > ? ORDER BY id LIMIT ?", (after, _PAGE)):
-        _add(connection, [fact.row for fact in _facts(connection, [i for (i,) in ids]).values()])
+        _add(connection, _facts(connection, [i for (i,) in ids]).values())
         after = ids[-1][0]
 
 
 def fold(connection: Connection) -> None:
     """Add the facts that wait to the sums, Facts that another process folds at the same
     time are its own."""
-    _add(connection, connection.query(f"DELETE FROM facts RETURNING {_KEY}, bucket, measures"))  # noqa: S608
+    _add(connection, connection.query(f"DELETE FROM facts RETURNING {_KEY}, bucket, numbers"))  # noqa: S608
 
 
 def sweep(connection: Connection) -> None:
@@ -313,11 +152,6 @@ def first_hour(connection: Connection) -> int | None:
     return min((int(hour) for hour in hours if hour is not None), default=None)
 
 
-def bounds(bucket: int) -> tuple[float, float]:
-    """From above which to up to which duration a bucket goes, in seconds."""
-    return (FASTEST_S * STEP ** (bucket - 1) if bucket else 0.0), FASTEST_S * STEP**bucket
-
-
 def _where(span: Span) -> tuple[str, list[object]]:
     given = {"hour >= ?": span.first, "hour <= ?": span.last, "key_id = ?": span.key, "task = ?": span.task}
     wanted = {condition: value for condition, value in given.items() if value is not None}
@@ -326,11 +160,11 @@ def _where(span: Span) -> tuple[str, list[object]]:
 
 def _waiting(connection: Connection, span: Span) -> list[Row]:
     where, params = _where(span)
-    return connection.query(f"SELECT {_KEY}, bucket, measures FROM facts {where}", params)  # noqa: S608
+    return connection.query(f"SELECT {_KEY}, bucket, numbers FROM facts {where}", params)  # noqa: S608
 
 
-def _facts(connection: Connection, record_ids: Sequence[str], *, lock: str = "") -> dict[str, Fact]:
-    """What each of the records that are there adds by itself."""
+def _facts(connection: Connection, record_ids: Sequence[str], *, lock: str = "") -> dict[str, Row]:
+    """What each of the records that are there adds."""
     among = marks(record_ids)
     records = connection.query(f"SELECT {RECORD} FROM records WHERE id IN ({among}){lock}", record_ids)  # noqa: S608
     made = f"SELECT {ATTEMPT} FROM attempts WHERE record_id IN ({among}) ORDER BY record_id, n"  # noqa: S608
@@ -343,16 +177,6 @@ def _facts(connection: Connection, record_ids: Sequence[str], *, lock: str = "")
     )
     correct: dict[str, float] = dict(connection.query(said, record_ids))
     return {row[0]: fact(row, attempts.get(row[0], ()), correct.get(row[0])) for row in records}
-
-
-def _difference(before: Fact, after: Fact | None) -> Fact:
-    now = array("d") if after is None else after.measures
-    pairs = zip_longest(now, before.measures, fillvalue=0.0)
-    return replace(before, measures=array("d", [new - old for new, old in pairs]))
-
-
-def _insert(connection: Connection, facts: Sequence[Fact]) -> None:
-    insert(connection, f"facts ({_KEY}, bucket, measures)", [fact.row for fact in facts], conflict="DO NOTHING")
 
 
 def _add(connection: Connection, rows: Iterable[Row]) -> None:
@@ -378,11 +202,11 @@ def _add(connection: Connection, rows: Iterable[Row]) -> None:
 
 def _summed(rows: Iterable[Row]) -> dict[Row, Floats]:
     """The measures of rows of facts, added up by hour, task, key and bucket."""
-    parts: dict[Row, dict[int, list[bytes]]] = defaultdict(dict)
-    for *key, packed in rows:
-        parts[tuple(key)].setdefault(len(packed), []).append(packed)
-    found = {place: np.zeros(len(MEASURES)) for place in parts}
-    for place, by_length in parts.items():
-        for length, several in by_length.items():
-            found[place][: length // 8] += np.frombuffer(b"".join(several)).reshape(-1, length // 8).sum(axis=0)
-    return found
+    packed: dict[Row, list[bytes]] = defaultdict(list)
+    for hour, task, key, bucket, numbers in rows:
+        packed[hour, task, key, bucket].append(numbers)
+    if not packed:
+        return {}
+    measures = measured([one for several in packed.values() for one in several])
+    starts = np.cumsum([0, *map(len, packed.values())])[:-1]
+    return dict(zip(packed, np.add.reduceat(measures, starts), strict=True))

@@ -18,7 +18,8 @@ from smallfirst import stats
 from smallfirst.dashboard.queries.values import HOUR_S, LEVEL, Filters, Unit, Value
 from smallfirst.store import Store
 from smallfirst.store.database import Connection
-from smallfirst.store.rollups import MEASURES, PAIR, PRODUCTS, Span, Sums, bounds, durations, first_hour, sums
+from smallfirst.store.facts import MEASURES, PAIR, PRODUCTS, bounds
+from smallfirst.store.rollups import Span, Sums, durations, first_hour, sums
 
 Totals = Mapping[str, float]
 _WIDTHS = (1, 2, 3, 6, 12, 24, 72, 168, 720, 8760)
