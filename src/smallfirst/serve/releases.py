@@ -121,6 +121,8 @@ class Releases:
 
     def _follow(self, release: Release) -> None:
         before = self._releases.get(release.task, Release(release.task))
+        if release.changes < before.changes:  # read before what is known here was written
+            return
         self._releases[release.task] = release
         self._telemetry.rolled_out(release.task, release.trial.share if release.trial else 0.0)
         if before.aliases != release.aliases:
