@@ -58,7 +58,7 @@ def serve(
     err.print(f"smallfirst {__version__} on [bold]http://{settings.server.host}:{settings.server.port}[/]")
     err.print(f"  models   {stages}  [{settings.cascade.mode}]", highlight=False, markup=False)
     err.print(f"  records  {settings.store.url}", highlight=False, markup=False)
-    err.print(f"  look at  http://{settings.server.host}:{settings.server.port}{PATH}", highlight=False, markup=False)
+    err.print(f"  pages    http://{settings.server.host}:{settings.server.port}{PATH}", highlight=False, markup=False)
     run(settings, {PATH: dashboard})
 
 

@@ -27,6 +27,7 @@ Spec = Mapping[str, Any]
 _LITE = "https://vega.github.io/schema/vega-lite/v6.json"
 _TIME = {"field": "at", "type": "temporal", "title": None}
 _TOOLS_SHOWN = 12
+_LINE = 24  # pixels
 
 
 def costs(points: Sequence[CostPoint]) -> Spec:
@@ -125,7 +126,7 @@ def stages(costs_by_stage: Sequence[StageCost]) -> Spec:
         "color": _named("part"),
         "tooltip": [*shown, *_interval(".4~f"), _tip("attempts", "attempts", ",d")],
     }
-    return _spec({"values": rows}, {"mark": "bar", "encoding": encoding})
+    return _spec({"values": rows}, {"height": _high(rows, "stage"), "mark": "bar", "encoding": encoding})
 
 
 def tools(confusion: Confusion) -> Spec:
@@ -144,11 +145,11 @@ def tools(confusion: Confusion) -> Spec:
     }
     shade = {"field": "calls", "type": "quantitative", "title": "calls"}
     tip = [_tip("large", "large model"), _tip("small", "small model"), _tip("calls", "calls", ",d")]
-    return _layers(
-        cells,
+    layers = [
         {"mark": "rect", "encoding": axes | {"color": shade, "tooltip": tip}},
         {"mark": "text", "encoding": axes | {"text": {"field": "calls", "type": "quantitative"}}},
-    )
+    ]
+    return _spec({"values": cells}, {"height": _high(cells, "large"), "layer": layers})
 
 
 def timeline(events: Sequence[Event]) -> Spec:
@@ -160,7 +161,8 @@ def timeline(events: Sequence[Event]) -> Spec:
         "color": _named("kind"),
         "tooltip": [_when(), _tip("kind", "what"), _tip("text", "why")],
     }
-    return _spec({"values": rows}, {"mark": {"type": "point", "filled": True, "size": 100}, "encoding": encoding})
+    mark = {"type": "point", "filled": True, "size": 100}
+    return _spec({"values": rows}, {"height": _high(rows, "kind"), "mark": mark, "encoding": encoding})
 
 
 def compression(compressors: Sequence[Compressor]) -> Spec:
@@ -193,6 +195,11 @@ def _spec(data: Mapping[str, Any], rest: Mapping[str, Any]) -> Spec:
 
 def _layers(rows: Sequence[Mapping[str, Any]], *layers: Mapping[str, Any]) -> Spec:
     return _spec({"values": list(rows)}, {"layer": list(layers)})
+
+
+def _high(rows: Sequence[Mapping[str, Any]], field: str) -> int:
+    """The height of a chart with a line for each value of `field`."""
+    return _LINE * len({row[field] for row in rows})
 
 
 def _bounds(value: Value) -> dict[str, Any]:
