@@ -21,6 +21,7 @@ import asyncio
 import gzip
 import json
 import random
+import sys
 import tempfile
 import time
 from collections import defaultdict
@@ -161,6 +162,10 @@ class Splits:
         self.train = [call for episode in episodes[cut:] for call in by_episode[episode]]
 
 
+def told(answer: Choice) -> str:
+    return " ".join([answer.text, *(f"{call.name} {call.arguments}" for call in answer.tool_calls)])
+
+
 async def right(weights: Path, adapter: Path, calls: Sequence[Call]) -> tuple[list[bool], list[float]]:
     """Whether each call is answered right, and the machine seconds of each answer."""
     backend = LlamaCppBackend(EngineConfig(weights, context=2048, slots=1, adapters={"specialist": adapter}))
@@ -175,7 +180,7 @@ async def right(weights: Path, adapter: Path, calls: Sequence[Call]) -> tuple[li
             answer = Choice("".join(d.text for d in deltas), made)
             found.append(same_answer(call.request, answer, call.right) is True)
             if not found[-1]:
-                Console(stderr=True).print("wrong:", made or answer.text, "right:", call.right, markup=False)
+                print(f"{call.id}: {told(answer)} instead of {told(call.right)}", file=sys.stderr)
     finally:
         await backend.close()
     return found, seconds

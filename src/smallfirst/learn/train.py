@@ -93,8 +93,8 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """What came out: the adapter's folder and how it was reached. `score` is the best evaluation's (see `train`);
-    `left_out` counts the examples that were longer than `longest`."""
+    """What came out: the adapter's folder and how it was reached. `seconds` are those of steps and evaluations,
+    `score` is the best evaluation's (see `train`); `left_out` counts the examples that were longer than `longest`."""
 
     folder: Path
     steps: int
