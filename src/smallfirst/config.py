@@ -132,8 +132,8 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     stages: names of `[models.*]`, cheapest first; the last is the large model.
     mode: "observe" (large answers, small in shadow), "enforce" (small-first under the guarantee), "small_only".
     accept_uncalibrated: lets "enforce" accept a valid small answer before the task has a calibrator.
-    others: names of `[models.*]` that are asked beside the small model: they agree with it or not, and where they do not
-    and a calibration judges both, the surer answer is used;
+    others: names of `[models.*]` that are asked beside the small model: they agree with it or not, and where they do
+    not and a calibration judges both, the surer answer is used;
     samples: so many more answers of the small model itself, at sample_temperature, for the same purpose.
     audit: the least share of accepted small answers that the large model answers too, after they were served (0: none,
     and nothing then tells when the promise is broken). adapt: accept more strictly while audits find too many wrong.
