@@ -80,20 +80,15 @@ async def channels(args: argparse.Namespace) -> Row:
     return rows
 
 
-@dataclass(frozen=True, slots=True)
 class Dropout:
-    """Keeps each sentence but the share `p`; what a smaller share drops, a larger one drops too."""
+    """Keeps `budget` percent of the sentences by chance; what it keeps at less, it keeps at more."""
 
-    p: float
-
-    @property
-    def name(self) -> str:
-        return f"dropout {self.p:.1f}"
+    name = "dropout"
 
     async def compress(self, context: str, question: str, budget: int, *, seed: int = 0) -> Compressed:
-        del question, budget
+        del question
         chance = random.Random(f"{seed} {context}")
-        text = "".join(piece for piece in sentences(context) if chance.random() >= self.p).strip()
+        text = "".join(piece for piece in sentences(context) if chance.random() < budget / 100).strip()
         return Compressed(text, count_tokens(context), count_tokens(text))
 
 
@@ -233,7 +228,7 @@ def report_row(report: Report) -> Row:
 
 async def known(args: argparse.Namespace) -> Row:
     """Compressors whose quality is known, on made documents."""
-    steps: list[tuple[Compressor, int]] = [(Dropout(n / 10), 0) for n in range(10)]
+    steps: list[tuple[Compressor, int]] = [(Dropout(), 100 - 10 * n) for n in range(10)]
     by_size = [(c, k) for c in (Lead(), Random(), Bm25()) for k in (15, 45, 90)]
     found = await rank(documents(args.contexts), [*steps, *by_size, (Empty(), 0)], args.copies, args.picture)
     falls = np.diff([point["information"]["value"] for point in found["points"][: len(steps)]])

@@ -224,7 +224,13 @@ def comparison_row(comparison: distortion.Comparison) -> dict[str, Any]:
     figures = ("information", "length", "rate", "accuracy", "tokens", "cps", "cps_local_free")
     return {
         "points": [
-            {"name": p.name, "front": p.front, "by_length": p.by_length}
+            {
+                "name": p.name,
+                "compressor": p.compressor,
+                "budget": p.budget,
+                "front": p.front,
+                "by_length": p.by_length,
+            }
             | {name: figure_row(getattr(p, name)) for name in figures}
             for p in comparison.points
         ],

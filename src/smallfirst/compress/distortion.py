@@ -45,11 +45,13 @@ class Trial:
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """A trial in figures. `cps` is USD for a right answer, compressor priced; `front`: no other has both fewer tokens
-    and more right answers. `by_length` is the part of its rate's advantage over the first trial that is length alone
-    (1: all of it), None for the first and without an advantage either way."""
+    """A trial in figures; `budget` is 0 where there is none. `cps` is USD for a right answer, compressor priced;
+    `front`: no other has both fewer tokens and more right answers. `by_length` is the part of its rate's advantage over
+    the first trial that is length alone (1: all of it), None for the first and without an advantage either way."""
 
     name: str
+    compressor: str
+    budget: int
     information: Figure
     length: Figure
     rate: Figure
@@ -131,7 +133,7 @@ def fit(trials: Sequence[Trial], x: X, *, level: float = 0.95, seed: int = 0) ->
 
 
 def curve(xs: Floats, distortions: Floats) -> tuple[Floats, float]:
-    """(C, b, D0) of the best fit, and its R squared; both arrays have shape (n,)."""
+    """(C, b, D0) of the best fit, and its R squared; both arrays have shape (n,). C = b = 0: D does not fall with x."""
     spread = float(np.ptp(xs)) or 1.0
     bases = np.exp(-np.outer(_DECAYS / spread, xs - xs.min()))
     centred = bases - bases.mean(axis=1, keepdims=True)
@@ -144,7 +146,7 @@ def curve(xs: Floats, distortions: Floats) -> tuple[Floats, float]:
     floors = np.maximum(floors, 0.0)
     errors = ((scales[:, None] * bases + floors[:, None] - distortions) ** 2).sum(axis=1)
     best = int(np.argmin(errors))
-    decay = float(_DECAYS[best] / spread)
+    decay = float(_DECAYS[best] / spread) if scales[best] > 0 else 0.0
     total = float(((distortions - distortions.mean()) ** 2).sum())
     r2 = 1 - float(errors[best]) / total if total > 0 else 1.0
     return np.array([scales[best] * math.exp(decay * float(xs.min())), decay, floors[best]]), r2
@@ -223,6 +225,8 @@ def _point(trial: Trial, trials: Sequence[Trial], level: float) -> Point:
     others = [(sum(t.tokens), -sum(t.right)) for t in trials]
     return Point(
         name=trial.name,
+        compressor=report.compressor,
+        budget=report.budget,
         information=report.estimate.information,
         length=report.length,
         rate=report.rate,

@@ -44,7 +44,12 @@ def _altair() -> Any:
 
 def _row(point: Point) -> dict[str, Any]:
     low, high = point.accuracy.high, point.accuracy.low
-    row: dict[str, Any] = {"name": point.name, "front": point.front, "wrong": 1 - (point.accuracy.value or 0.0)}
+    row: dict[str, Any] = {
+        "name": point.compressor,
+        "budget": str(point.budget or ""),
+        "front": point.front,
+        "wrong": 1 - (point.accuracy.value or 0.0),
+    }
     row |= {"wrong_low": 1 - (low or 0.0), "wrong_high": 1 - (high or 0.0)}
     for key, figure in (("information", point.information), ("rate", point.rate), ("tokens", point.tokens)):
         row |= _span(key, figure)
@@ -57,21 +62,20 @@ def _span(key: str, figure: Figure) -> dict[str, float | None]:
 
 def _panel(alt: Any, rows: list[dict[str, Any]], x: str, fit: Fit | None) -> Any:
     shown = [row for row in rows if row[x] is not None]
-    wrong = alt.Y("wrong:Q", title="wrong answers (distortion)", axis=alt.Axis(format="%"))
-    base = alt.Chart(alt.Data(values=shown)).encode(x=alt.X(f"{x}:Q", title=_TITLES[x]))
-    colour = alt.Color("name:N", title="compressor", sort=[row["name"] for row in rows])
-    chart = base.mark_rule(opacity=0.3).encode(y=alt.Y("wrong_low:Q", title=None), y2="wrong_high:Q", color=colour)
-    chart += base.mark_rule(opacity=0.3).encode(x=f"{x}_low:Q", x2=f"{x}_high:Q", y=wrong, color=colour)
-    chart += base.mark_point(filled=True, size=70, opacity=1).encode(y=wrong, color=colour)
+    axis, scale = alt.Axis(format="%"), alt.Scale(domain=[0, 1])
+    wrong = alt.Y("wrong:Q", title="wrong answers (distortion)", axis=axis, scale=scale)
+    base = alt.Chart(alt.Data(values=shown)).encode(x=alt.X(f"{x}:Q", title=_TITLES[x]), y=wrong)
+    colour = alt.Color("name:N", title="compressor", sort=list(dict.fromkeys(row["name"] for row in rows)))
+    chart = base.mark_rule(opacity=0.3).encode(y=alt.Y("wrong_low:Q"), y2="wrong_high:Q", color=colour)
+    chart += base.mark_rule(opacity=0.3).encode(x=f"{x}_low:Q", x2=f"{x}_high:Q", color=colour)
+    chart += base.mark_point(filled=True, size=70, opacity=1).encode(color=colour)
+    chart += base.mark_text(dx=6, dy=-6, align="left", fontSize=9).encode(text="budget:N", color=colour)
     if fit is not None and shown:
-        chart += (
-            alt.Chart(alt.Data(values=_curve(fit, [row[x] for row in shown])))
-            .mark_line(strokeDash=[4, 3], color="gray")
-            .encode(x="x:Q", y="y:Q")
-        )
+        curve = alt.Chart(alt.Data(values=_curve(fit, [row[x] for row in shown])))
+        chart += curve.mark_line(strokeDash=[4, 3], color="gray", clip=True).encode(x="x:Q", y="y:Q")
     if x == "tokens":
         front = base.transform_filter("datum.front")
-        chart += front.mark_line(color="black", strokeWidth=1, opacity=0.6).encode(y=wrong, order="tokens:Q")
+        chart += front.mark_line(color="black", strokeWidth=1, opacity=0.6).encode(order="tokens:Q")
     return chart.properties(width=_SIDE, height=_SIDE)
 
 
