@@ -52,31 +52,35 @@ class Shadow:
 
 
 class Shadows:
-    """A bounded queue of shadow stages and the workers that run them."""
+    """Two bounded queues and the workers that run them: small stages one at a time, so that they leave the machine to
+    calls, and large ones, which mostly wait for a server, several at once."""
 
-    def __init__(self, store: Store, telemetry: Telemetry, *, workers: int = 1, pending: int = 64) -> None:
+    def __init__(
+        self, store: Store, telemetry: Telemetry, *, small: int = 1, large: int = 8, pending: int = 64
+    ) -> None:
         self._store, self._telemetry = store, telemetry
-        self._queue: asyncio.Queue[Shadow] = asyncio.Queue(pending)
-        self._count, self._workers = workers, list[asyncio.Task[None]]()
+        self._counts = {True: small, False: large}  # workers, by whether the stage is small
+        self._queues = {of_small: asyncio.Queue[Shadow](pending) for of_small in self._counts}
+        self._workers = list[asyncio.Task[None]]()
 
     @property
     def waiting(self) -> int:
         """How many shadows and audits wait for a worker."""
-        return self._queue.qsize()
+        return sum(queue.qsize() for queue in self._queues.values())
 
     def submit(self, shadow: Shadow) -> None:
         """Queue it; its attempts are added to its record."""
         try:
-            self._queue.put_nowait(shadow)
+            self._queues[shadow.stage.small].put_nowait(shadow)
         except asyncio.QueueFull:
             self._telemetry.shadow_dropped()
 
     async def start(self) -> None:
-        self._workers = [asyncio.create_task(self._work()) for _ in range(self._count)]
-
-    async def drain(self) -> None:
-        """Wait until nothing is queued or running."""
-        await self._queue.join()
+        self._workers = [
+            asyncio.create_task(self._work(self._queues[of_small]))
+            for of_small, count in self._counts.items()
+            for _ in range(count)
+        ]
 
     async def close(self) -> None:
         """Stop at once; what waits is given up."""
@@ -84,9 +88,9 @@ class Shadows:
             worker.cancel()
         await asyncio.gather(*self._workers, return_exceptions=True)
 
-    async def _work(self) -> None:
+    async def _work(self, queue: asyncio.Queue[Shadow]) -> None:
         while True:
-            shadow = await self._queue.get()
+            shadow = await queue.get()
             try:
                 await self._answer(shadow)
             except LimitError:
@@ -95,8 +99,6 @@ class Shadows:
                 log.warning("shadow attempt lost", record=shadow.record_id, stage=shadow.stage.name, error=str(err))
             except Exception:  # the defect of one call must not end the worker, for nobody would notice
                 log.exception("defect", record=shadow.record_id, stage=shadow.stage.name)
-            finally:
-                self._queue.task_done()
 
     async def _answer(self, shadow: Shadow) -> None:
         allowance = Allowance(time.monotonic())
