@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from urllib.parse import quote
 
 from starlette.applications import Starlette
@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from smallfirst.dashboard import changes, live, pages
 from smallfirst.dashboard.assets import Assets
-from smallfirst.dashboard.session import Sessions, check_change, forget
+from smallfirst.dashboard.session import Session, Sessions, check_change, forget
 from smallfirst.dashboard.view import Views, Visit, form_of
 from smallfirst.errors import AuthenticationError, PermissionDenied, SmallfirstError
 from smallfirst.serve.exchange import ClientGone
@@ -41,7 +41,7 @@ def build(gateway: Gateway, stopping: Callable[[], bool]) -> ASGIApp:
     site = _Site(gateway)
     stream = live.Stream(gateway.store, stopping)
     routes = [
-        Route("/dashboard/static/{hash}/{name}", site.assets.serve, name="static"),
+        Route("/dashboard/static/{hash}/{name}", site.assets.serve),
         Route("/dashboard/login", site.login, methods=["GET", "POST"]),
         Route("/dashboard/logout", site.logout, methods=["POST"]),
         Route("/dashboard/events", site.seen(stream.events)),
@@ -69,7 +69,7 @@ class _Site:
             if session.caller is None:
                 where = request.url.path + (f"?{request.url.query}" if request.url.query else "")
                 return RedirectResponse(f"/dashboard/login?next={quote(where, safe='/')}", 303)
-            response = await handler(Visit(request, session, self._gateway, self._views, {}))
+            response = await handler(self._visit(request, session))
             if session.fresh:
                 self._sessions.keep(session, request, response)
             return response
@@ -83,14 +83,13 @@ class _Site:
             session = await self._sessions.of(request)
             form = await self._form(request)
             check_change(session, form.get("csrf", ""))
-            return await handler(Visit(request, session, self._gateway, self._views, form))
+            return await handler(self._visit(request, session, form))
 
         return endpoint
 
     async def login(self, request: Request) -> Response:
         """The login form, and what it sends."""
-        session = await self._sessions.of(request)
-        visit = Visit(request, session, self._gateway, self._views, {})
+        visit = self._visit(request, await self._sessions.of(request))
         aim, problem, status = visit.query("next"), "", 200
         if request.method == "POST":
             form = await self._form(request)
@@ -103,7 +102,7 @@ class _Site:
                 response = RedirectResponse(aim if _ours(aim) else "/dashboard", 303)
                 self._sessions.keep(session, request, response)
                 return response
-        return visit.page("login.html", status, aim=aim, problem=problem)
+        return await visit.page("login.html", status, aim=aim, problem=problem)
 
     async def logout(self, request: Request) -> Response:
         """End the session in this browser."""
@@ -117,7 +116,6 @@ class _Site:
     async def refused(self, request: Request, error: Exception) -> Response:
         """An error of ours as a page."""
         assert isinstance(error, SmallfirstError)
-        self._gateway.telemetry.refused(error.code)
         return await self._problem(request, error.status, error.message, error.hint)
 
     async def not_there(self, request: Request, error: Exception) -> Response:
@@ -132,12 +130,17 @@ class _Site:
     async def _problem(self, request: Request, status: int, message: str, hint: str) -> Response:
         try:
             session = await self._sessions.of(request)
-        except PermissionDenied:
+        except SmallfirstError:
             session = self._sessions.stranger()
-        known = {"message": message, "hint": hint}
-        return self._views.render("problem.html", request, session, status, known)
+        return await self._visit(request, session).page("problem.html", status, message=message, hint=hint)
 
-    async def _form(self, request: Request) -> dict[str, str]:
+    def _visit(self, request: Request, session: Session, form: Mapping[str, str] | None = None) -> Visit:
+        return Visit(request, session, self._gateway, self._views, form or {})
+
+    async def _form(self, request: Request) -> Mapping[str, str]:
+        """What a form of ours sends. Raises PermissionDenied for a page of another site."""
+        if request.headers.get("sec-fetch-site", "same-origin") not in {"same-origin", "none"}:
+            raise PermissionDenied("The form is of another site.", hint="Open the dashboard itself.")
         try:
             return await form_of(request, self._gateway.config.server.body_timeout_s)
         except ClientGone:

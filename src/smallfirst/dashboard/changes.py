@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Mapping
 from urllib.parse import urlencode
@@ -59,7 +60,7 @@ async def replay_call(visit: Visit) -> Response:
     answer = calls.answer_text(last.choices[0]) if last and last.choices else ""
     served = record.attempts[record.served].completion if record.served is not None else None
     before = calls.answer_text(served.choices[0]) if served and served.choices else ""
-    sides = differences(before, answer)
+    sides = await asyncio.to_thread(differences, before, answer)
     replayed = {"model": model, "attempts": attempts, "sides": sides, "same": before == answer}
     return await call_page(visit, record, replayed)
 

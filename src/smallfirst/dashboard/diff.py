@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from difflib import SequenceMatcher
 
 _WORDS = re.compile(r"\w+|\s+|[^\w\s]")
-_LONGEST = 4000
+_LONGEST = 1500
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +19,7 @@ class Piece:
 
 
 def differences(left: str, right: str) -> tuple[list[Piece], list[Piece]]:
-    """Both texts in pieces. Texts of more than 4,000 words are compared as wholes."""
+    """Both texts in pieces. Texts of more than 1,500 words are compared as wholes."""
     ours, theirs = _WORDS.findall(left), _WORDS.findall(right)
     if max(len(ours), len(theirs)) > _LONGEST:
         return [Piece(left, left != right)], [Piece(right, left != right)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -32,7 +33,7 @@ _YES_NO = {"yes": True, "no": False, "": None}
 async def overview(visit: Visit) -> Response:
     """What was saved, whether it is still right, what to do next."""
     found = await _overview(visit)
-    return visit.page("overview.html", found=found, costs=charts.costs(found.points), **await _choices(visit))
+    return await visit.page("overview.html", found=found, costs=charts.costs(found.points), **await _choices(visit))
 
 
 async def tasks(visit: Visit) -> Response:
@@ -42,7 +43,7 @@ async def tasks(visit: Visit) -> Response:
     sentence = f"{count(len(lines), 'task')} had calls in this period, the dearest first."
     if alarms:
         sentence += f" In {count(alarms, 'task')} accepted answers fail too often."
-    return visit.page("tasks.html", lines=lines, sentence=sentence, **await _choices(visit))
+    return await visit.page("tasks.html", lines=lines, sentence=sentence, **await _choices(visit))
 
 
 async def task(visit: Visit) -> Response:
@@ -50,9 +51,9 @@ async def task(visit: Visit) -> Response:
     found = await _task(visit)
     name = visit.request.path_params["task"]
     if found is None:
-        return visit.page("task_empty.html", task=name, **await _choices(visit))
+        return await visit.page("task_empty.html", task=name, **await _choices(visit))
     curves = [(each, charts.calibration(each), charts.risk(each)) for each in found.curves]
-    return visit.page(
+    return await visit.page(
         "task.html",
         task=name,
         found=found,
@@ -78,7 +79,7 @@ async def list_calls(visit: Visit) -> Response:
     if search.looks and found.back_to is not None:
         sentence += f" {count(found.looked, 'call')} looked at{'' if found.after is None else ', older ones are not'}."
     older = f"/dashboard/calls?{query}&after={found.after}" if found.after else ""
-    return visit.page(
+    return await visit.page(
         "calls.html",
         found=found,
         asked=asked,
@@ -99,7 +100,7 @@ async def call_page(visit: Visit, record: StoredRecord, replayed: Mapping[str, A
     """The page of `record`, with what came of asking another model, if one was."""
     tries = calls.tries(record)
     episode = await visit.gateway.store.list_records(RecordFilter(pseudonym=record.episode), limit=200)
-    return visit.page(
+    return await visit.page(
         "call.html",
         record=record,
         tries=tries,
@@ -124,7 +125,7 @@ async def releases(visit: Visit) -> Response:
         if in_service
         else "What was trained comes into service here: in shadow, then for some episodes, then for all."
     )
-    return visit.page("releases.html", found=found, releases=in_service, sentence=sentence)
+    return await visit.page("releases.html", found=found, releases=in_service, sentence=sentence)
 
 
 async def compression(visit: Visit) -> Response:
@@ -136,7 +137,7 @@ async def compression(visit: Visit) -> Response:
         if found
         else "How far prompts can be shortened before answers suffer, measured."
     )
-    return visit.page("compression.html", found=found, front=charts.compression(found), sentence=sentence)
+    return await visit.page("compression.html", found=found, front=charts.compression(found), sentence=sentence)
 
 
 async def label(visit: Visit) -> Response:
@@ -146,7 +147,8 @@ async def label(visit: Visit) -> Response:
     pair, known = queue.pair, dict[str, Any]()
     if pair is not None:
         answers = calls.answer_text(pair.answer("left")), calls.answer_text(pair.answer("right"))
-        known = {"messages": calls.conversation(pair.record.messages), "sides": differences(*answers)}
+        sides = await asyncio.to_thread(differences, *answers)
+        known = {"messages": calls.conversation(pair.record.messages), "sides": sides}
         known["tools"] = pair.request.tools
         sentence = (
             f"Task {pair.record.task}: two models answered this call differently. Which is right? "
@@ -155,7 +157,7 @@ async def label(visit: Visit) -> Response:
     else:
         sentence = "Judging pairs of answers tells the calibration where to accept."
     done, task = visit.query("done"), visit.query("task")
-    return visit.page("label.html", pair=pair, skipped=skip, done=done, task=task, sentence=sentence, **known)
+    return await visit.page("label.html", pair=pair, skipped=skip, done=done, task=task, sentence=sentence, **known)
 
 
 async def system(visit: Visit) -> Response:
@@ -166,7 +168,7 @@ async def system(visit: Visit) -> Response:
         f"{count(len(live.models), 'model')}, {count(valid, 'valid key')}, {count(found.records, 'record')} in "
         f"{number(found.bytes, 'bytes')} of {found.database}; {count(live.running, 'call')} running."
     )
-    return visit.page("system.html", found=found, live=live, sentence=sentence)
+    return await visit.page("system.html", found=found, live=live, sentence=sentence)
 
 
 async def csv(visit: Visit) -> Response:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
+from urllib.parse import parse_qsl
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from starlette.requests import Request
@@ -39,7 +41,7 @@ class Visit:
     session: Session
     gateway: Gateway
     views: Views
-    form: dict[str, str]
+    form: Mapping[str, str]
 
     def query(self, name: str) -> str:
         """A query parameter without surrounding blanks, "" when it is not given."""
@@ -48,7 +50,7 @@ class Visit:
     def whole(self, name: str, default: int, most: int) -> int:
         """A query parameter that is a whole number. Raises RequestError outside 0 to `most`."""
         text = self.query(name) or str(default)
-        if not (text.isascii() and text.isdigit()) or int(text[:12]) > most:
+        if not (text.isascii() and text.isdigit()) or len(text) > 9 or int(text) > most:
             raise RequestError(f"{name} is {text!r:.50}; allowed are 0 to {most}.", param=name)
         return int(text)
 
@@ -63,9 +65,11 @@ class Visit:
             return value
         raise RequestError(f"{name} is {text!r:.50}; allowed is a number of 0 or more.", param=name)
 
-    def page(self, template: str, /, status: int = 200, **known: Any) -> HTMLResponse:
-        """A page of the dashboard."""
-        return self.views.render(template, self.request, self.session, status, known)
+    async def page(self, template: str, /, status: int = 200, **known: Any) -> HTMLResponse:
+        """A page of the dashboard, made in a thread: calls go on meanwhile."""
+        here = {"session": self.session, "path": self.request.url.path, **known}
+        text = await asyncio.to_thread(self.views.render, template, here)
+        return HTMLResponse(text, status, {"cache-control": "no-store"})
 
 
 class Views:
@@ -90,19 +94,13 @@ class Views:
             "UNKNOWN": words.UNKNOWN,
         }
 
-    def render(
-        self, template: str, request: Request, session: Session, status: int, known: dict[str, Any]
-    ) -> HTMLResponse:
-        """The template as an answer."""
-        here = {"session": session, "path": request.url.path, "query": dict(request.query_params)}
-        text = self._templates.get_template(template).render({**here, **known})
-        return HTMLResponse(text, status, {"cache-control": "no-store"})
+    def render(self, template: str, known: Mapping[str, Any]) -> str:
+        """The template with what is known put in."""
+        return self._templates.get_template(template).render(known)
 
 
 async def form_of(request: Request, timeout_s: float) -> dict[str, str]:
     """The fields of an urlencoded form of 64 KiB at most. Raises RequestError."""
-    from urllib.parse import parse_qsl
-
     exchange = Exchange(request.scope, request.receive, _never, write_timeout_s=timeout_s)
     raw = await exchange.body(limit=2**16, timeout_s=timeout_s)
     try:

@@ -51,6 +51,7 @@ async function draw(chart) {
   try {
     const { view } = await vegaEmbed(plot, spec, options);
     await view.resize().runAsync();
+    plot.querySelector("svg").setAttribute("aria-hidden", "true"); // the whole picture has a name; its parts have none
     chart.dataset.drawn = "yes";
   } catch (error) {
     plot.textContent = `This picture cannot be drawn: ${error.message}. Its figures are in the CSV file.`;
