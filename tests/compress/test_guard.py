@@ -43,6 +43,12 @@ def certify(n: int, changed: float, alpha: float = 0.1, seed: int = 0) -> Accept
     return fit(rows, same, task="t", stage="short", alpha=alpha, delta=0.1, made_at=0.0)
 
 
+def kept_of(made: Acceptance, rows: list[dict[str, float]], same: list[bool]) -> list[bool]:
+    """Of the calls that pass, whether their answers stayed the same."""
+    sure = made.model.confidences([guard.features(row) for row in rows])
+    return [kept for chance, kept in zip(sure, same, strict=True) if chance >= made.threshold]
+
+
 def test_coverage_counts_the_questions_words() -> None:
     """What the context has of the question, and what of that was kept; 0 where nothing is in common."""
     kept = coverage(TEXT, "Which Glenbywater runs where?", "The Glenbywater runs through Glenby.")
@@ -69,23 +75,22 @@ def test_a_guard_without_audits_asks_for_the_least_coverage() -> None:
 
 def test_a_certified_guard_lets_through_what_keeps_its_answer() -> None:
     """Among further calls that pass it, the answer changes in no more than alpha, and it passes a good share."""
-    made = Guard(0.0, certify(600, 0.01))
-    rows, same = calls(2000, 0.01, seed=9)
-    passed = [kept for row, kept in zip(rows, same, strict=True) if made.allows(row)]
-    assert len(passed) > 500
+    acceptance = certify(400, 0.01)
+    passed = kept_of(acceptance, *calls(500, 0.01, seed=9))
+    assert len(passed) > 100
     assert sum(not kept for kept in passed) / len(passed) <= 0.1
-    assert not made.allows({"coverage": 0.05, "mass": 0.5})
+    made = Guard(0.0, acceptance)
+    assert [made.allows({"coverage": each, "mass": 0.5}) for each in (0.05, 0.95)] == [False, True]
 
 
 def test_the_promise_is_broken_in_no_more_than_delta_of_draws() -> None:
-    """Over 60 draws of audits from calls that hardly ever qualify, certificates above alpha are as rare as promised."""
+    """Over 20 draws of audits from calls that hardly ever qualify, certificates above alpha are as rare as promised."""
     broken = 0
-    fresh, same = calls(3000, 0.09, seed=77)
-    for seed in range(60):
-        made = Guard(0.0, certify(200, 0.09, alpha=0.08, seed=seed))
-        passed = [kept for row, kept in zip(fresh, same, strict=True) if made.allows(row)]
-        broken += bool(passed) and sum(not kept for kept in passed) / len(passed) > 0.08 + 0.02
-    assert broken <= 13  # P(Binomial(60, 0.1) > 13) < 0.001
+    fresh, same = calls(400, 0.09, seed=77)
+    for seed in range(20):
+        passed = kept_of(certify(120, 0.09, alpha=0.08, seed=seed), fresh, same)
+        broken += bool(passed) and sum(not kept for kept in passed) / len(passed) > 0.08 + 0.05
+    assert broken <= 7  # P(Binomial(20, 0.1) > 7) < 0.001
 
 
 def test_a_guard_that_cannot_be_certified_sends_everything_in_full() -> None:
