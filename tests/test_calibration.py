@@ -18,15 +18,13 @@ from smallfirst.calibration import (
     Fit,
     Labelled,
     Model,
-    auroc,
-    brier,
     curve,
-    expected_calibration_error,
     fit,
     isotonic,
 )
 from smallfirst.confidence import FEATURES
 from smallfirst.errors import CalibrationError
+from smallfirst.quality import auroc, brier, expected_calibration_error
 
 Rows = list[dict[str, float]]
 

@@ -11,8 +11,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from live.asking import MODES, Answer, Bench, right
 from smallfirst import calibration
-from smallfirst.calibration import Labelled, auroc
+from smallfirst.calibration import Labelled
 from smallfirst.errors import CalibrationError
+from smallfirst.quality import auroc
 from smallfirst.stats import Figure, mean, quantile, ratio, wilson
 from smallfirst.types import Attempt, Stage
 
@@ -140,7 +141,7 @@ def _ranking(values: ArrayLike, correct: ArrayLike) -> Row:
 
 
 def auroc_figure(score: Floats, label: NDArray[np.bool_], seed: int = 0) -> Figure:
-    """`calibration.auroc` with the percentile interval of a bootstrap over answers."""
+    """`quality.auroc` with the percentile interval of a bootstrap over answers."""
     value = auroc(score, label)
     if value is None:
         return Figure(None, None, None, len(score), "bootstrap")

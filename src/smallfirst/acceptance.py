@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from smallfirst import calibration, guarantee
+from smallfirst import calibration, guarantee, quality
 from smallfirst.calibration import Fit, Labelled, Model
 from smallfirst.confidence import REQUEST_FEATURES
 from smallfirst.errors import CalibrationError
@@ -326,7 +326,7 @@ def _quality(confidence: NDArray[np.float64], right: Bools) -> dict[str, float |
     if not len(right):
         return dict.fromkeys(("ece", "brier", "auroc"))
     return {
-        "ece": calibration.expected_calibration_error(confidence, right),
-        "brier": calibration.brier(confidence, right),
-        "auroc": calibration.auroc(confidence, right),
+        "ece": quality.expected_calibration_error(confidence, right),
+        "brier": quality.brier(confidence, right),
+        "auroc": quality.auroc(confidence, right),
     }

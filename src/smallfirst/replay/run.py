@@ -17,7 +17,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from smallfirst import calibration
+from smallfirst import quality
 from smallfirst.acceptance import Acceptance, Beside, Costs, certify
 from smallfirst.budget import Allowance
 from smallfirst.cascade import Cascade
@@ -274,8 +274,8 @@ async def _split(bench: Bench, index: Indices, acceptance: Acceptance | None) ->
     if acceptance is None:
         return Split(index, ours, simple, None)
     confidence, right = bench.offered(index, acceptance)
-    ece = calibration.expected_calibration_error(confidence, right)
-    return Split(index, ours, simple, acceptance, ece, calibration.auroc(confidence, right))
+    ece = quality.expected_calibration_error(confidence, right)
+    return Split(index, ours, simple, acceptance, ece, quality.auroc(confidence, right))
 
 
 def decision_ms(bench: Bench, acceptance: Acceptance) -> float:
