@@ -131,6 +131,18 @@ def test_one_arm_alone_shows_nothing() -> None:
         assert evidence.shown == {"canary": 0, "incumbent": 0, "pair": 0}
 
 
+def test_a_live_version_is_compared_for_so_many_calls() -> None:
+    """After the calls of patience without harm it gets all episodes; with harm it goes back, whenever that shows."""
+    rollout = Rollout("r", "t", "new", "old", "s", 0.0, "live", 0.95, Rules(patience=100))
+    equal = fed(rollout, split(Random(3), 100, 0.9, 0.9, 0.95))
+    assert isinstance(decide(rollout, fed(rollout, split(Random(3), 99, 0.9, 0.9, 0.95))), Hold)
+    decision = decide(rollout, equal)
+    assert isinstance(decision, Promote)
+    after = moved(rollout, decision, 9.0)
+    assert (after.step, after.share, after.since) == ("live", 1.0, 0.0)
+    assert isinstance(decide(after, equal), Hold)
+
+
 def test_patience_ends_in_a_hold_that_says_so() -> None:
     """When the evidence does not come, the decision stays Hold and says that a person has to decide."""
     rollout = Rollout("r", "t", "new", "old", "s", 0.0, "canary", 0.05, Rules(patience=50))
