@@ -17,7 +17,6 @@ from smallfirst.compress import cases as case_files
 from smallfirst.compress import information as measured
 from smallfirst.compress.base import Compressed, Empty, Identity, Lead, ModelShape, Random, count_tokens, sentences
 from smallfirst.compress.cases import Case
-from smallfirst.compress.energy import joules_since, read_joules
 from smallfirst.compress.estimate import estimate, pointwise_bits, rate
 from smallfirst.compress.negatives import swapped
 from smallfirst.compress.scoring import Ask, Cached, LexicalScorer, PromptScorer, Scored
@@ -329,15 +328,3 @@ async def test_the_lexical_scorer_reads_every_script() -> None:
     wrong = await scorer.score("The population is 14 million.", asks)
     assert right.logprobs[0] > wrong.logprobs[0] + 5
     assert all(map(math.isfinite, right.logprobs))
-
-
-def test_joules_wrap_and_are_not_guessed(tmp_path: Path) -> None:
-    """Counters are read and wrap around; a machine without them measures nothing."""
-    zone = tmp_path / "intel-rapl:0"
-    zone.mkdir()
-    (zone / "energy_uj").write_text("9000000")
-    (zone / "max_energy_range_uj").write_text("10000000")
-    before = read_joules(tmp_path)
-    (zone / "energy_uj").write_text("2000000")
-    assert joules_since(before, tmp_path) == pytest.approx(3)
-    assert joules_since({}, tmp_path / "none") is None

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from smallfirst.backends.fake import Script
 from smallfirst.errors import ConfigError, ContextLengthExceeded, DataError
-from smallfirst.learn import card, energy, pictures
+from smallfirst.learn import card, pictures
 from smallfirst.learn.card import Folder
 from smallfirst.learn.dataset import Row
 from smallfirst.learn.evaluate import evaluate
@@ -233,19 +233,6 @@ def test_examples_are_near_and_short(data: Folder) -> None:
     long = _replaced(row, prompt="x" * MOST_BYTES)
     assert Examples([long]).nearest(row, 3) == []
     assert Examples([]).nearest(row, 3) == []
-
-
-def test_joules_are_told_where_the_machine_tells(tmp_path: Path) -> None:
-    """Counters of whole packages add up, may wrap around once, and are None where there are none."""
-    assert energy.Meter.start(tmp_path).joules() is None
-    for package, began in (("intel-rapl:0", 1_000_000), ("intel-rapl:1", 9_000_000), ("intel-rapl:0:0", 5)):
-        (tmp_path / package).mkdir()
-        (tmp_path / package / "energy_uj").write_text(f"{began}\n")
-        (tmp_path / package / "max_energy_range_uj").write_text("10000000\n")
-    meter = energy.Meter.start(tmp_path)
-    (tmp_path / "intel-rapl:0" / "energy_uj").write_text("3000000\n")
-    (tmp_path / "intel-rapl:1" / "energy_uj").write_text("500000\n")
-    assert meter.joules() == pytest.approx(2 + 1.5)
 
 
 def _lines(found: Evaluation) -> Iterator[str]:

@@ -17,10 +17,10 @@ import numpy as np
 from smallfirst import stats
 from smallfirst.compress.base import Compressed, Compressor, ModelShape, Random, count_tokens
 from smallfirst.compress.cases import Case
-from smallfirst.compress.energy import joules_since, read_joules
 from smallfirst.compress.estimate import Estimate, Floats, estimate, pointwise_bits, rate
 from smallfirst.compress.negatives import names, swapped
 from smallfirst.compress.scoring import Ask, Scored, Scorer
+from smallfirst.energy import Meter
 from smallfirst.errors import DataError
 from smallfirst.stats import Figure
 
@@ -113,14 +113,14 @@ async def summarise(
 
     Raises what the compressor raises.
     """
-    begin, energy = time.perf_counter(), read_joules()
+    begin, energy = time.perf_counter(), Meter.start()
     made: list[tuple[Compressed, ...]] = []
     for case in cases:
         progress(f"compress with {compressor.name}", len(made), len(cases))
         texts = [await compressor.compress(case.context, case.question, budget, seed=seed) for seed in range(count)]
         made.append(tuple(texts))
     seconds = time.perf_counter() - begin
-    return Summaries(compressor.name, budget, tuple(made), seconds, joules_since(energy))
+    return Summaries(compressor.name, budget, tuple(made), seconds, energy.joules())
 
 
 def given(cases: Sequence[Case], texts: Sequence[Sequence[str]]) -> Summaries:

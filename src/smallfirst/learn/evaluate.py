@@ -22,13 +22,13 @@ from smallfirst.budget import Allowance
 from smallfirst.cascade import Cascade, Outcome
 from smallfirst.confidence import request_features
 from smallfirst.config import Policy
+from smallfirst.energy import Meter
 from smallfirst.errors import ConfigError, DataError, SmallfirstError
 from smallfirst.labels import Kind, Label
 from smallfirst.learn import calibrate, usable
 from smallfirst.learn.asking import Asked, Question, ask, choice, most_tokens, question, unasked
 from smallfirst.learn.card import Folder
 from smallfirst.learn.dataset import Row
-from smallfirst.learn.energy import Meter
 from smallfirst.learn.evaluation import ARMS, Arm, ArmResult, Evaluation, Settings, result_of
 from smallfirst.learn.examples import Examples
 from smallfirst.learn.past import RECORDED, Clock, Past, PastModel, PastPricing, answers_of
