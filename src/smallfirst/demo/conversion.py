@@ -51,10 +51,11 @@ from smallfirst.types import Usage
 _LIBRARIES = ("torch", "peft", "transformers", "phonenumbers", "stdnum", "sklearn", "networkx")
 _MILLION = 1_000_000
 _MONTH_S = 30 * 86_400.0
-_RULES = Rules(level=0.1, shares=(0.5,), margin=0.1, shadow_margin=0.2, valid_margin=0.1)
+_RULES = Rules(level=0.1, shares=(0.5,), margin=0.2, shadow_margin=0.3, valid_margin=0.2, settle_s=5.0)
+"""Wide margins, so that about 60 calls decide; `release.rules_for` gives those of real traffic."""
 _TRAINING = TrainConfig(step_tokens=256, epochs=6.0)
 _MATERIAL = Material(calibration=0.36, test=0.1)
-_EVALUATING = Evaluating(arms=("B0", "B4"), limit=40, labels=150)
+_EVALUATING = Evaluating(arms=("B0", "B4"), limit=25, labels=110)
 _SELECTING = Selecting(limit=20, least=5, examples=2)
 _BEFORE, _AFTER, _TRIALS, _NOTES = 100_000, 200_000, 300_000, 400_000
 """The numbers from which tickets are taken for each part, so that no call is asked twice."""
@@ -72,10 +73,10 @@ class Plan:
     tasks with `least_calls` calls."""
 
     tickets: int = 440
-    measured: int = 40
-    minutes: float = 0.75
-    notes: int = 320
-    later: int = 60
+    measured: int = 30
+    minutes: float = 0.7
+    notes: int = 280
+    later: int = 40
     trial: int = 200
     patience_s: float = 90.0
     specialists: int = 2
@@ -123,7 +124,7 @@ def _with_models(config: Config, upstream: str) -> Config:
     large = ModelConfig(
         backend="openai", base_url=upstream, preset="openai", model=NAME, price=PriceConfig(input=asked, output=said)
     )
-    small = ModelConfig(backend="llamacpp", weights=models.DEFAULT_MODEL)
+    small = ModelConfig(backend="llamacpp", weights=models.DEFAULT_MODEL, threads=2, batch_threads=2)
     policy = Policy(stages=("small", "large"), shadow=False, audit=0.05)
     return msgspec.structs.replace(config, models={"small": small, "large": large}, cascade=policy, tasks={})
 
