@@ -17,7 +17,7 @@ from smallfirst.compress.distortion import Trial, compare, curve, fit, right, sc
 from smallfirst.compress.estimate import Estimate
 from smallfirst.compress.information import Cost, Report, summarise
 from smallfirst.compress.pictures import draw
-from smallfirst.compress.trials import trial
+from smallfirst.compress.predict import trial
 from smallfirst.errors import DataError
 from smallfirst.stats import Figure
 

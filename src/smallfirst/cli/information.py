@@ -32,10 +32,10 @@ from smallfirst.compress.base import DETERMINISTIC, Compressor, ModelShape
 from smallfirst.compress.extract import Bm25, Extract
 from smallfirst.compress.information import Progress, Report, Summaries, given, measure, summarise
 from smallfirst.compress.pictures import draw
+from smallfirst.compress.predict import trial
 from smallfirst.compress.scoring import Cached, LexicalScorer, PromptScorer, Scorer
 from smallfirst.compress.summary import Summary
 from smallfirst.compress.tokens import EngineModel, TokenModel, TransformersModel, VllmModel, gguf_shape
-from smallfirst.compress.trials import trial
 from smallfirst.config import Config, ModelConfig, load
 from smallfirst.errors import ConfigError
 from smallfirst.report import figure_row

@@ -27,7 +27,7 @@ from smallfirst.cli.common import (
     pull_progress,
     with_store,
 )
-from smallfirst.learn.extra import need
+from smallfirst.extra import need
 from smallfirst.store import Store
 
 if TYPE_CHECKING:

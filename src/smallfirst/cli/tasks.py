@@ -27,7 +27,7 @@ from smallfirst.cli.common import (
     with_store,
 )
 from smallfirst.errors import NotFoundError
-from smallfirst.learn.extra import need
+from smallfirst.extra import need
 from smallfirst.store import RecordFilter, Store
 
 if TYPE_CHECKING:

@@ -2,7 +2,7 @@
 
 The functions are those of the library that `xllamacpp` ships. Their structures are no documented interface of that
 package, so what is known of them is checked when the library is loaded, and `NativeUnavailable` raised when it differs:
-`scoring.EngineModel` then gives the same figures through the public interface, much slower.
+`tokens.EngineModel` then gives the same figures through the public interface, much slower.
 """
 
 from __future__ import annotations

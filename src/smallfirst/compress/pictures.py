@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 from pathlib import Path
 from typing import Any
 
 from smallfirst.compress.distortion import Comparison, Fit, Point
-from smallfirst.errors import ConfigError
+from smallfirst.extra import need
 from smallfirst.stats import Figure
 
 _SIDE = 300
@@ -21,7 +20,8 @@ _TITLES = {
 
 def draw(comparison: Comparison, folder: Path, title: str) -> list[Path]:
     """Writes rate-distortion.svg and .png into `folder`. Raises ConfigError when altair is not installed."""
-    alt = _altair()
+    need("vl_convert", "dashboard")
+    alt = need("altair", "dashboard")
     rows = [_row(point) for point in comparison.points]
     panels = [_panel(alt, rows, x, next((fit for fit in comparison.fits if fit.x == x), None)) for x in _TITLES]
     chart = alt.hconcat(*panels).properties(title=title)
@@ -30,16 +30,6 @@ def draw(comparison: Comparison, folder: Path, title: str) -> list[Path]:
     for path in paths:
         chart.save(path, ppi=144) if path.suffix == ".png" else chart.save(path)
     return paths
-
-
-def _altair() -> Any:
-    try:
-        importlib.import_module("vl_convert")
-        return importlib.import_module("altair")
-    except ImportError as error:
-        raise ConfigError(
-            f"{error.name} is not installed.", hint="Run `pip install 'smallfirst[dashboard]'`."
-        ) from error
 
 
 def _row(point: Point) -> dict[str, Any]:

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import asyncio
-import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -18,7 +17,8 @@ import msgspec
 
 from smallfirst.backends.engine import Engine
 from smallfirst.compress.base import ModelShape
-from smallfirst.errors import BackendGarbage, BackendUnavailable, ConfigError, ModelFileError, UpstreamError
+from smallfirst.errors import BackendGarbage, BackendUnavailable, ModelFileError, UpstreamError
+from smallfirst.extra import need
 
 _TIMEOUT_S = 300.0
 _EVERY = 1 << 20  # more alternatives than any vocabulary has
@@ -264,12 +264,7 @@ class TransformersModel:
         return await asyncio.to_thread(self._score, list(context), continuations)
 
     def _load(self) -> None:
-        try:
-            torch, transformers = importlib.import_module("torch"), importlib.import_module("transformers")
-        except ImportError as error:
-            raise ConfigError(
-                f"{error.name} is not installed.", hint="Run `pip install 'smallfirst[learn]'`."
-            ) from error
+        torch, transformers = need("torch"), need("transformers")
         try:
             self._tokenizer = transformers.AutoTokenizer.from_pretrained(self._folder)
             model = transformers.AutoModelForCausalLM.from_pretrained(self._folder, dtype="auto")

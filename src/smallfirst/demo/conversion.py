@@ -24,6 +24,7 @@ from smallfirst.assignment import Assigner, Prompt, cells_from_json, prompt_of
 from smallfirst.config import Config, ModelConfig, Policy, PriceConfig
 from smallfirst.demo.screen import Screen
 from smallfirst.demo.traffic import Sent, Traffic
+from smallfirst.extra import need
 from smallfirst.helpdesk import agent
 from smallfirst.helpdesk.large import MISTAKES, NAME, PRICED_AS, Large
 from smallfirst.helpdesk.sites import Ask
@@ -31,7 +32,6 @@ from smallfirst.learn import card, ingest, past
 from smallfirst.learn.candidates import named
 from smallfirst.learn.dataset import Settings as Material
 from smallfirst.learn.evaluation import Settings as Evaluating
-from smallfirst.learn.extra import need
 from smallfirst.learn.loop import Job, Loop, Settings
 from smallfirst.learn.progress import stages
 from smallfirst.learn.release import register, release
@@ -55,7 +55,7 @@ _RULES = Rules(level=0.1, shares=(0.5,), margin=0.2, shadow_margin=0.3, valid_ma
 """Wide margins, so that about 60 calls decide; `release.rules_for` gives those of real traffic."""
 _TRAINING = TrainConfig(step_tokens=256, epochs=6.0)
 _MATERIAL = Material(calibration=0.36, test=0.1)
-_EVALUATING = Evaluating(arms=("B0", "B4"), limit=25, labels=110)
+_EVALUATING = Evaluating(arms=("B0", "B4"), limit=25, labels=130, alpha=0.1)
 _SELECTING = Selecting(limit=20, least=5, examples=2)
 _BEFORE, _AFTER, _TRIALS, _NOTES = 100_000, 200_000, 300_000, 400_000
 """The numbers from which tickets are taken for each part, so that no call is asked twice."""

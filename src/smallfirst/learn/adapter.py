@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from smallfirst.errors import TrainError
+from smallfirst.extra import need
 from smallfirst.learn.base import Base
-from smallfirst.learn.extra import need
 from smallfirst.learn.packing import Batch
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")

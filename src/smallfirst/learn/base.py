@@ -14,7 +14,7 @@ from typing import Any
 
 from smallfirst import models
 from smallfirst.errors import ModelFileError, TrainError
-from smallfirst.learn.extra import need
+from smallfirst.extra import need
 
 
 @dataclass(frozen=True, slots=True)

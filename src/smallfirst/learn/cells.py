@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from smallfirst.assignment import SAME_SLOTS, WORD_BITS, Assigner, Cell, Prompt, alike, overlap
-from smallfirst.errors import ConfigError
+from smallfirst.extra import need
 
 Floats = NDArray[np.float64]
 Labels = NDArray[np.int64]
@@ -215,13 +215,7 @@ def bounded(tasks: Mapping[str, Sequence[Cell]], prompts: Iterable[Prompt]) -> d
 
 def _communities(said: Sequence[Mapping[int, int]], seed: int) -> Labels:
     """A label for each of the distinct texts `said`."""
-    try:
-        import networkx
-        from sklearn.metrics import silhouette_score
-    except ImportError as error:
-        raise ConfigError(
-            "Finding tasks needs scikit-learn and networkx.", hint="pip install 'smallfirst[learn]'"
-        ) from error
+    networkx, metrics = need("networkx"), need("sklearn.metrics")
     none = np.zeros(len(said), dtype=np.int64)
     if len(said) < 4:
         return none
@@ -234,7 +228,7 @@ def _communities(said: Sequence[Mapping[int, int]], seed: int) -> Labels:
         for label, part in enumerate(parts):
             labels[list(part)] = label
         if 1 < len(parts) < len(said):
-            quality = float(silhouette_score(points, labels, metric="cosine"))
+            quality = float(metrics.silhouette_score(points, labels, metric="cosine"))
             quality *= float(networkx.community.modularity(graph, parts))
             best, chosen = max((best, chosen), (quality, labels), key=lambda scored: scored[0])
     return chosen

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from smallfirst.backends.specialist import Manifest, PromptTemplate
 from smallfirst.errors import TrainError
+from smallfirst.extra import need
 from smallfirst.learn.base import Base
-from smallfirst.learn.extra import need
 from smallfirst.models import copy_fields, file_sha256, write_gguf
 
 Matrix = NDArray[np.float32]

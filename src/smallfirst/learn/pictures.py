@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from smallfirst.extra import need
 from smallfirst.learn.evaluation import ARMS, Evaluation
-from smallfirst.learn.extra import need
 
 _WIDTH, _HEIGHT = 420, 280
 

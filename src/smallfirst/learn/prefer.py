@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smallfirst.errors import TrainError
+from smallfirst.extra import need
 from smallfirst.learn.adapter import load_adapter, logits_of
 from smallfirst.learn.base import Base
-from smallfirst.learn.extra import need
 from smallfirst.learn.packing import Example, Group, encode, to_tensors
 
 if TYPE_CHECKING:

@@ -21,6 +21,7 @@ from typing import TypeVar
 from smallfirst.assemble import open_configured_store
 from smallfirst.config import Config
 from smallfirst.errors import ConfigError
+from smallfirst.extra import need
 from smallfirst.learn.loop import Loop, Rounds, Settings, TaskReport
 from smallfirst.learn.rounds import Conversion, Recipe
 
@@ -44,10 +45,7 @@ def run_many(work: Callable[[T], R], items: Iterable[T], where: Where = None) ->
 
 
 def _on_ray(work: Callable[[T], R], items: Iterable[T], address: str) -> Iterator[R]:
-    try:
-        import ray
-    except ImportError as error:
-        raise ConfigError("ray is not installed.", hint="Run `pip install 'smallfirst[ray]'`.") from error
+    ray = need("ray", "ray")
     started = not ray.is_initialized()
     try:
         if started:

@@ -13,10 +13,10 @@ from pathlib import Path
 
 from smallfirst.backends.specialist import Manifest, read_manifest
 from smallfirst.errors import ConfigError
+from smallfirst.extra import need
 from smallfirst.learn.base import find_base
 from smallfirst.learn.card import Folder
 from smallfirst.learn.export import export_adapter
-from smallfirst.learn.extra import need
 from smallfirst.learn.targeted import weighted
 from smallfirst.learn.train import Progress, TrainConfig, Trained, train
 from smallfirst.models import file_sha256

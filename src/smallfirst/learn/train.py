@@ -24,10 +24,10 @@ from typing import Any, Literal
 import msgspec
 
 from smallfirst.errors import TrainError
+from smallfirst.extra import need
 from smallfirst.learn.adapter import logits_of, new_adapter
 from smallfirst.learn.base import Base
 from smallfirst.learn.curve import Point, draw
-from smallfirst.learn.extra import need
 from smallfirst.learn.packing import Batch, Encoded, Example, Group, batches, encode, to_tensors, together, tokens_of
 
 _CHECKPOINT = "checkpoint.pt"
