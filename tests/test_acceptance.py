@@ -121,12 +121,14 @@ def test_only_representative_labels_certify() -> None:
 
 
 def test_too_few_labels_are_refused() -> None:
-    """A handful of labels, or of one kind only, gives no calibrator and no default threshold."""
+    """A handful of labels, or of right ones, gives no calibrator and no default threshold; only right ones do."""
     with pytest.raises(CalibrationError, match="too few"):
         learned(20)
     rows, _ = labelled(100)
+    given: dict[str, Any] = {"task": "t", "stage": "s", "label": "l", "made_at": 0.0, "alpha": 0.1, "delta": 0.05}
     with pytest.raises(CalibrationError, match="too few"):
-        certify(rows, [True] * 100, task="t", stage="s", label="l", made_at=0.0, alpha=0.1, delta=0.05)
+        certify(rows, [False] * 100, **given)
+    assert isinstance(certify(rows, [True] * 100, **given).outcome, Certificate)
 
 
 def test_without_alpha_failures_are_priced() -> None:

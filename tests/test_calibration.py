@@ -230,10 +230,17 @@ def test_too_few_labels_are_refused() -> None:
     rows, right, _ = calls(MIN_LABELS - 1)
     with pytest.raises(CalibrationError, match=f"at least {MIN_LABELS}"):
         fit(rows, right)
-    with pytest.raises(CalibrationError, match="98 right, 2 wrong"):
-        fit(calls(100)[0], [False] * 2 + [True] * 98)
+    with pytest.raises(CalibrationError, match="2 right, 98 wrong"):
+        fit(calls(100)[0], [True] * 2 + [False] * 98)
     with pytest.raises(ValueError, match="one label a row"):
         fit(calls(100)[0], [True] * 99)
+
+
+@pytest.mark.parametrize("wrong", [0, 1, 3])
+def test_a_model_that_is_hardly_ever_wrong_is_calibrated(wrong: int) -> None:
+    """Few wrong answers, or none, are no hindrance: the confidence is high, and close to the rate of right answers."""
+    made = fit(calls(100)[0], [False] * wrong + [True] * (100 - wrong))
+    assert abs(float(made.crossfitted.mean()) - (100 - wrong) / 100) < 0.05
 
 
 def test_absent_features() -> None:

@@ -28,7 +28,7 @@ Bools = NDArray[np.bool_]
 
 VERSION = 2
 MIN_LABELS = 40
-MIN_EACH = 5
+MIN_RIGHT = 5
 MIN_CLASS = 10
 MIN_CORRECTED = 15
 LANDMARKS = 320
@@ -207,8 +207,9 @@ def fit(
     a penalty draws to 0. Its curve stays until there are labels for another. With fewer than MIN_CORRECTED
     labels, or of one kind only, the prior is returned as it is.
 
-    Raises CalibrationError without a prior for fewer than MIN_LABELS labels or MIN_EACH of either kind, ValueError for
-    unequal lengths, or for `more` without `groups`.
+    Raises CalibrationError without a prior for fewer than MIN_LABELS labels or MIN_RIGHT right ones, ValueError for
+    unequal lengths, or for `more` without `groups`. Wrong ones may be few: a model that is hardly ever wrong is learned
+    to be so, and what is promised of it is tested on its labels all the same.
     """
     right = np.asarray(correct, dtype=bool)
     if right.shape != (len(rows),):
@@ -218,7 +219,7 @@ def fit(
     few = min(right.sum(), (~right).sum())
     if prior is not None and (len(rows) < MIN_CORRECTED or not few):
         return Fit(prior, prior.confidences(rows), "prior")
-    enough = len(rows) >= MIN_LABELS and few >= MIN_EACH
+    enough = len(rows) >= MIN_LABELS and right.sum() >= MIN_RIGHT
     if prior is None and not enough:
         raise _too_few(right)
     task = _Task.of(rows, right, groups, more, set(FEATURES if names is None else names), prior)
@@ -474,6 +475,6 @@ def _too_few(right: Bools) -> CalibrationError:
     n, wrong = len(right), int((~right).sum())
     return CalibrationError(
         f"{n} labelled calls ({n - wrong} right, {wrong} wrong) are too few to calibrate on; "
-        f"at least {MIN_LABELS} with {MIN_EACH} of either kind are needed.",
+        f"at least {MIN_LABELS}, {MIN_RIGHT} of them right, are needed.",
         hint="Give feedback on more calls, or let more of them run in shadow beside the large model.",
     )
