@@ -22,7 +22,7 @@ from smallfirst.types import Json, Usage
 
 NAME = "simulated-large"
 PRICED_AS = "gpt-4o"
-MISTAKES = 0.02
+MISTAKES = 0.01
 """Share of its answers that are wrong, though valid."""
 _BYTES_A_TOKEN = 4
 
