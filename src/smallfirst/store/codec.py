@@ -333,8 +333,7 @@ def insert_records(connection: Connection, group: Sequence[RecordRows]) -> None:
         [contents[digest] for digest in sorted(contents)],
         conflict="(hash) DO UPDATE SET last_hour = excluded.last_hour WHERE contents.last_hour < excluded.last_hour",
     )
-    for rows in {rows.record[0]: rows for rows in group}.values():
-        rollups.insert_fact(connection, rows.record[0], rows.fact)
+    rollups.insert_facts(connection, {rows.record[0]: rows.fact for rows in group})
     insert(connection, f"records ({RECORD_COLUMNS})", [rows.record for rows in group], conflict="DO NOTHING")
     insert_attempts(connection, [row for rows in group for row in rows.attempts])
 

@@ -5,7 +5,7 @@ SQL is written once, with `?` for parameters, in the part of the language that b
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from functools import lru_cache
 from itertools import chain
@@ -82,23 +82,27 @@ def database(url: str, *, durability: Durability, busy_timeout_s: float) -> Data
 
 
 def insert(connection: Connection, into: str, rows: Sequence[Row], *, conflict: str) -> None:
-    """Insert `rows` with few statements of few distinct shapes (64, 32, ... 1 rows, say), so that they stay prepared.
+    """Insert `rows` with few statements. `into` is "table (columns)", `conflict` what follows ON CONFLICT."""
+    for values, params in in_values(connection, rows):
+        connection.execute(f"INSERT INTO {into} {values} ON CONFLICT {conflict}", params)
 
-    `into` is "table (columns)", `conflict` what follows ON CONFLICT.
-    """
+
+def in_values(connection: Connection, rows: Sequence[Row]) -> Iterator[tuple[str, Row]]:
+    """`rows` as few VALUES lists with their parameters, of few distinct shapes (64, 32, ... 1 rows, say), so that what
+    is made of them stays prepared."""
     start, size = 0, connection.insert_rows
     while start < len(rows):
         while size > len(rows) - start:
             size //= 2
         chunk = rows[start : start + size]
-        connection.execute(_insert_sql(into, len(chunk[0]), size, conflict), tuple(chain.from_iterable(chunk)))
+        yield _values(len(chunk[0]), size), tuple(chain.from_iterable(chunk))
         start += size
 
 
 @lru_cache(maxsize=256)
-def _insert_sql(into: str, columns: int, rows: int, conflict: str) -> str:
+def _values(columns: int, rows: int) -> str:
     row = f"({', '.join('?' * columns)})"
-    return f"INSERT INTO {into} VALUES {', '.join([row] * rows)} ON CONFLICT {conflict}"  # noqa: S608
+    return f"VALUES {', '.join([row] * rows)}"
 
 
 def marks(values: Sequence[object]) -> str:

@@ -8,9 +8,9 @@ What is counted is what `rows.RecordSummary` says of a call.
 from __future__ import annotations
 
 import math
-from array import array
 from collections.abc import Callable, Sequence
 from operator import itemgetter
+from struct import Struct
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,6 +69,7 @@ ATTEMPT = (
 _AT = {name: n for n, name in enumerate(MEASURES)}
 _END = {"accept": "accepted", "escalate": "escalated"}
 _NO_PAIR = (0.0,) * 8
+_PACKED = Struct(f"{len(FIELDS)}d")
 
 
 def picker(columns: str, among: str) -> Callable[[Row], Row]:
@@ -105,23 +106,22 @@ def fact(record: Row, attempts: Sequence[Row], correct: float | None = None) -> 
         *((usd, free) if priced else (0.0, 0.0)),
         *(afterwards, tokens_in, tokens_out),
         *_pair(attempts, answer, cached, small, usd),
-        *(() if correct is None else (1.0, correct)),
+        *((0.0, 0.0) if correct is None else (1.0, correct)),
     )
-    return (int(created_at // HOUR_S), task, key, bucket_of(seconds), array("d", numbers).tobytes())
+    return (int(created_at // HOUR_S), task, key, bucket_of(seconds), _PACKED.pack(*numbers))
 
 
 def shadow(created_at: float, task: str, key: str, usd: float) -> Row:
     """What a shadow of a record adds."""
     numbers = [0.0] * len(FIELDS)
     numbers[0], numbers[FIELDS.index("afterwards_usd")] = 1.0, usd
-    return (int(created_at // HOUR_S), task, key, 0, array("d", numbers).tobytes())
+    return (int(created_at // HOUR_S), task, key, 0, _PACKED.pack(*numbers))
 
 
 def taken_back(row: Row) -> Row:
     """What undoes a fact."""
-    numbers = array("d", row[4])
-    numbers[0] = -numbers[0]
-    return (*row[:4], numbers.tobytes())
+    sign, *numbers = _PACKED.unpack(row[4])
+    return (*row[:4], _PACKED.pack(-sign, *numbers))
 
 
 def bucket_of(seconds: float) -> int:
@@ -136,8 +136,7 @@ def bounds(bucket: int) -> tuple[float, float]:
 
 def measured(packed: Sequence[bytes]) -> Floats:
     """The measures of facts, shape (facts, measures)."""
-    full = 8 * len(FIELDS)
-    numbers = np.frombuffer(b"".join(bytes(one).ljust(full, b"\0") for one in packed)).reshape(-1, len(FIELDS))
+    numbers = np.frombuffer(b"".join(packed)).reshape(-1, len(FIELDS))
     f = dict(zip(FIELDS, numbers.T, strict=True))
     found = np.zeros((len(MEASURES), len(numbers)))
     way, every = f["way"].astype(int), np.arange(len(numbers))

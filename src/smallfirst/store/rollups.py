@@ -10,19 +10,20 @@ payload.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 
-from smallfirst.store.database import Connection, Row, insert, marks
+from smallfirst.store.database import Connection, Row, in_values, insert, marks
 from smallfirst.store.facts import ATTEMPT, MEASURES, RECORD, Floats, fact, measured, shadow, taken_back
 
-FOLD_AT = 256
+FOLD_AT = 1024
 """Changes after which a process folds the facts that wait."""
 
 _KEY = "hour, task, key_id"
+_COLUMNS = f"{_KEY}, bucket, numbers"
 _PAGE = 5000
 _CELL = "hour BIGINT NOT NULL, task TEXT NOT NULL, key_id TEXT NOT NULL"
 _TIMES = "bucket BIGINT NOT NULL, calls BIGINT NOT NULL"
@@ -60,22 +61,21 @@ class Span:
     task: str | None = None
 
 
-def insert_fact(connection: Connection, record_id: str, row: Row) -> None:
-    """Add what a record adds, unless the record is there already."""
-    _insert_unless(connection, row, "records WHERE id = ?", (record_id,))
+def insert_facts(connection: Connection, rows: Mapping[str, Row]) -> None:
+    """Add what records add, by their ids, those that are there already left out."""
+    into = f"INSERT INTO facts ({_COLUMNS}) SELECT {_COLUMNS} FROM made"  # noqa: S608
+    unless = "WHERE NOT EXISTS (SELECT 1 FROM records WHERE records.id = made.id)"
+    for values, params in in_values(connection, [(record_id, *row) for record_id, row in rows.items()]):
+        connection.execute(f"WITH made (id, {_COLUMNS}) AS ({values}) {into} {unless}", params)
 
 
 def insert_shadow(connection: Connection, place: Row, usd: float, attempt: Row) -> None:
     """Add what a shadow cost, unless its attempt (record and n) is there already; `place` is the record's `created_at`,
     task and key."""
     created_at, task, key = place
-    _insert_unless(connection, shadow(created_at, task, key, usd), "attempts WHERE record_id = ? AND n = ?", attempt)
-
-
-def _insert_unless(connection: Connection, row: Row, there: str, params: Row) -> None:
-    into = f"INSERT INTO facts ({_KEY}, bucket, numbers)"
-    sql = f"{into} SELECT ?, ?, ?, ?, ? WHERE NOT EXISTS (SELECT 1 FROM {there})"  # noqa: S608
-    connection.execute(sql, (*row, *params))
+    unless = "WHERE NOT EXISTS (SELECT 1 FROM attempts WHERE record_id = ? AND n = ?)"
+    sql = f"INSERT INTO facts ({_COLUMNS}) SELECT ?, ?, ?, ?, ? {unless}"
+    connection.execute(sql, (*shadow(created_at, task, key, usd), *attempt))
 
 
 @contextmanager
@@ -87,7 +87,7 @@ def followed(connection: Connection, record_ids: Sequence[str]) -> Iterator[None
     changed = [record_id for record_id, row in before.items() if after.get(record_id) != row]
     rows = [taken_back(before[record_id]) for record_id in changed]
     rows += [after[record_id] for record_id in changed if record_id in after]
-    insert(connection, f"facts ({_KEY}, bucket, numbers)", rows, conflict="DO NOTHING")
+    insert(connection, f"facts ({_COLUMNS})", rows, conflict="DO NOTHING")
 
 
 def rebuild(connection: Connection) -> None:
@@ -101,9 +101,8 @@ def rebuild(connection: Connection) -> None:
 
 
 def fold(connection: Connection) -> None:
-    """Add the facts that wait to the sums, Facts that another process folds at the same
-    time are its own."""
-    _add(connection, connection.query(f"DELETE FROM facts RETURNING {_KEY}, bucket, numbers"))  # noqa: S608
+    """Add the facts that wait to the sums. Those that another process folds at the same time are its own."""
+    _add(connection, connection.query(f"DELETE FROM facts RETURNING {_COLUMNS}"))  # noqa: S608
 
 
 def sweep(connection: Connection) -> None:
@@ -160,7 +159,7 @@ def _where(span: Span) -> tuple[str, list[object]]:
 
 def _waiting(connection: Connection, span: Span) -> list[Row]:
     where, params = _where(span)
-    return connection.query(f"SELECT {_KEY}, bucket, numbers FROM facts {where}", params)  # noqa: S608
+    return connection.query(f"SELECT {_COLUMNS} FROM facts {where}", params)  # noqa: S608
 
 
 def _facts(connection: Connection, record_ids: Sequence[str], *, lock: str = "") -> dict[str, Row]:

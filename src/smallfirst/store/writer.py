@@ -2,8 +2,8 @@
 
 Work that arrives while a group commits forms the next group; so a lone call waits for nothing, and under load one
 commit carries many. Groups commit in a thread; a group of records alone commits right on the event loop where that is
-quicker than the way to the thread and back (`Connection.quick`) and no other process holds the lock. All calls are made
-on the event loop, so what waits needs no lock.
+quicker than the way to the thread and back (`Connection.quick`), no other process holds the lock and no fold is due.
+All calls are made on the event loop, so what waits needs no lock.
 """
 
 from __future__ import annotations
@@ -90,7 +90,8 @@ class Writer:
     def _start(self) -> None:
         group, self._waiting = self._waiting[:_GROUP_MAX], self._waiting[_GROUP_MAX:]
         quick = self._connection is not None and self._connection.quick
-        if not (quick and all(isinstance(job.work, RecordRows) for job in group)):
+        folds = self._unfolded + len(group) >= rollups.FOLD_AT
+        if folds or not (quick and all(isinstance(job.work, RecordRows) for job in group)):
             return self._start_in_thread(group)
         try:
             self._settle(group, self._commit(group, wait=False))
