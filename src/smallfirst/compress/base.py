@@ -32,16 +32,18 @@ def count_tokens(text: str) -> int:
 
 def sentences(text: str) -> list[str]:
     """`text` cut after its sentences and lines; the pieces joined are `text` again, and none is only white space."""
-    pieces: list[str] = []
-    start = 0
+    starts: list[int] = []
+    start, blank = 0, True  # blank: the last piece has only white space so far
     for end in (*(match.end() for match in _END.finditer(text)), len(text)):
-        blank = not text[start:end].strip() or not "".join(pieces[-1:]).strip()
-        if pieces and blank:
-            pieces[-1] += text[start:end]
-        elif end > start:
-            pieces.append(text[start:end])
-        start = end
-    return pieces if text.strip() else []
+        if end > start:
+            said = not text[start:end].isspace()
+            if not starts or (said and not blank):
+                starts.append(start)
+                blank = True
+            blank = blank and not said
+            start = end
+    ends = [*starts[1:], len(text)]
+    return [text[start:end] for start, end in zip(starts, ends, strict=True)] if text.strip() else []
 
 
 @dataclass(frozen=True, slots=True)

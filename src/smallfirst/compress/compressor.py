@@ -154,7 +154,7 @@ class CompressorBackend:
         """The request as the predictor is asked it, the facts, and the seconds that shortening it took."""
         marks = marked(request)
         prefix = blake2b(msgspec.json.encode(_head(request)), digest_size=16)
-        found = turns(request.messages, self._settings.least, self._count)
+        found = await asyncio.to_thread(turns, request.messages, self._settings.least, self._count)
         told, saved, busy, at = list[_Told](), 0.0, 0.0, 0
         for turn in found:
             prefix.update(msgspec.json.encode(request.messages[at : turn.end]))

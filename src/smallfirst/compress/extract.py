@@ -105,13 +105,14 @@ def _cut_block(text: str, kind: Kind) -> list[tuple[str, Kind]]:
     """Text in sentences and lines, abbreviations mended, none much longer than LONGEST tokens."""
     if kind != "text":
         return [(text, kind)]
-    pieces: list[str] = []
+    pieces: list[list[str]] = []
     for sentence in sentences(text) or [text]:
-        if pieces and _ABBREVIATED.search(pieces[-1][-_TAIL:]) and "\n" not in _space_behind(pieces[-1]):
-            pieces[-1] += sentence
+        before = pieces[-1][-1] if pieces else ""
+        if _ABBREVIATED.search(before[-_TAIL:]) and "\n" not in _space_behind(before):
+            pieces[-1].append(sentence)
         else:
-            pieces.append(sentence)
-    return [(short, kind) for piece in pieces for short in _shortened(piece)]
+            pieces.append([sentence])
+    return [(short, kind) for piece in pieces for short in _shortened("".join(piece))]
 
 
 def _shortened(piece: str) -> Iterator[str]:
@@ -155,18 +156,14 @@ def select(contexts: Sequence[str], question: str, budget: int, count: Count = c
     kept, both weighted by rarity; mass, the share of all relevance that was kept; margin, by how much the least kept
     piece outdoes the best dropped one, relative to the best of all.
     """
-    pieces, owner = list[Piece](), list[int]()
-    for n, context in enumerate(contexts):
-        offset = pieces[-1].part + 1 if pieces else 0
+    pieces, owned = list[Piece](), list[range]()
+    for context in contexts:
+        offset, start = pieces[-1].part + 1 if pieces else 0, len(pieces)
         pieces += [Piece(p.text, p.part + offset, p.kind) for p in cut(context)]
-        owner += [n] * (len(pieces) - len(owner))
+        owned.append(range(start, len(pieces)))
     ranking = _Ranking(pieces, question)
     chosen = _chosen(pieces, ranking.scores, budget, count)
-    texts = []
-    for n in range(len(contexts)):
-        own = [i for i in range(len(pieces)) if owner[i] == n]
-        texts.append(_rendered(own, chosen, pieces))
-    return Selection(tuple(texts), ranking.facts(chosen))
+    return Selection(tuple(_rendered(own, chosen, pieces) for own in owned), ranking.facts(chosen))
 
 
 class _Ranking:

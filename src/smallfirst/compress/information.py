@@ -212,7 +212,8 @@ async def score(
         )
     asked = [[Ask(case.question, text) for text in of_case] for case, of_case in zip(cases, texts, strict=True)]
     everything = list(dict.fromkeys(chain(*asked)))
-    where = np.array([[everything.index(ask) for ask in of_case] for of_case in asked])
+    place = {ask: n for n, ask in enumerate(everything)}
+    where = np.array([[place[ask] for ask in of_case] for of_case in asked])
     logprobs, lengths = np.empty((*where.shape, len(cases))), np.empty(where.shape)
     of_copies = np.full((*where.shape, max(map(len, negatives))), np.nan)
     scored, begin = list[tuple[int, Scored]](), time.perf_counter()

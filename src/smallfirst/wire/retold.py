@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -36,8 +37,10 @@ def marked(request: Request) -> frozenset[str]:
 
 def _teller(texts: Sequence[tuple[str, str]]) -> Tell:
     """Gives the replacements of equal texts one after the other, and any other text back."""
-    waiting: dict[str, Iterator[str]] = {text: iter([new for old, new in texts if old == text]) for text in dict(texts)}
-    return lambda text: next(waiting.get(text, iter(())), text)
+    waiting: dict[str, deque[str]] = defaultdict(deque)
+    for old, new in texts:
+        waiting[old].append(new)
+    return lambda text: waiting[text].popleft() if waiting.get(text) else text
 
 
 def _told(value: Any, tell: Tell) -> Any:
