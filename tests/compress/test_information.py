@@ -299,8 +299,10 @@ def test_bad_files_are_named(tmp_path: Path) -> None:
     """Binary junk, a wrong line and a file without documents are errors; odd documents are told of."""
     file = tmp_path / "cases.jsonl"
     file.write_bytes(b"\xff\xfe\x00junk")
-    with pytest.raises(DataError, match="cannot be read"):
+    with pytest.raises(DataError, match="line 1"):
         case_files.read(file)
+    with pytest.raises(DataError, match="cannot be read"):
+        case_files.read(tmp_path / "none")
     file.write_text('{"context": "a"}\n{"question": "b"}\n')
     with pytest.raises(DataError, match="line 2"):
         case_files.read(file)
@@ -318,6 +320,13 @@ def test_bad_files_are_named(tmp_path: Path) -> None:
     found = case_files.read(file)
     assert [case.context for case in found.cases][:2] == ["一\n\n二", "x"]
     assert len(found.notes) == 3
+
+
+def test_lines_end_where_json_lines_end(tmp_path: Path) -> None:
+    """Separators of Unicode inside a document, unescaped, do not break its line."""
+    file = tmp_path / "cases.jsonl"
+    file.write_text(json.dumps({"context": "a\u2028b\x85c"}, ensure_ascii=False) + "\r\n", encoding="utf-8")
+    assert [case.context for case in case_files.read(file).cases] == ["a\u2028b\x85c"]
 
 
 async def test_the_lexical_scorer_reads_every_script() -> None:

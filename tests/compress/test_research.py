@@ -156,7 +156,7 @@ def test_sources_are_files_of_text_or_json_lines(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "said"),
-    [("{", "line 1 is not JSON"), ('{"text": 3}', 'line 1 has no "text"'), ("[]", 'no "text"'), ("", "no sources")],
+    [("{", "line 1"), ('{"text": 3}', "line 1"), ("[]", "Expected `object`"), ("", "no sources")],
 )
 def test_sources_that_are_wrong_are_named(tmp_path: Path, content: str, said: str) -> None:
     """The line, and what it should be."""

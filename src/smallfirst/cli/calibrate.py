@@ -18,6 +18,7 @@ from smallfirst.cli.common import (
     JsonOption,
     SinceOption,
     StoreOption,
+    check_shares,
     err,
     out,
     parse_since,
@@ -52,9 +53,7 @@ def calibrate(
 
     if (task is None) != every:
         raise ConfigError("Give a TASK or --all, one of them.", hint="`smallfirst report` lists the tasks.")
-    for name, share in (("--alpha", alpha), ("--delta", delta)):
-        if not 0 < share < 1:
-            raise ConfigError(f"{name} is {share!r}.", hint="Allowed: a number between 0 and 1.")
+    check_shares({"--alpha": alpha, "--delta": delta})
     results: list[Result] = []
 
     async def work(db: Store) -> None:

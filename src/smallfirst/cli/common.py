@@ -83,6 +83,22 @@ async def check_dataset(store: Store, made_for: str, task: str) -> None:
         )
 
 
+def drawn(draw: Callable[[], list[Path]]) -> list[str]:
+    """Where the pictures are that `draw` writes; without the library that draws them, a hint instead."""
+    try:
+        return [str(path) for path in draw()]
+    except ConfigError as error:
+        err.print(f"No pictures: {error}", markup=False, highlight=False)
+        return []
+
+
+def check_shares(given: Mapping[str, float]) -> None:
+    """Raises ConfigError unless each option's value is between 0 and 1."""
+    for option, share in given.items():
+        if not 0 < share < 1:
+            raise ConfigError(f"{option} is {share!r}.", hint="Allowed: a number between 0 and 1.")
+
+
 def parse_since(text: str | None) -> float | None:
     """ "30m", "12h", "7d" -> seconds since the epoch, that long ago. Raises ConfigError for anything else."""
     return None if text is None else time.time() - parse_duration("--since", text)

@@ -21,8 +21,9 @@ from smallfirst.cli.common import (
     StoreOption,
     calls_progress,
     check_dataset,
+    check_shares,
     configured,
-    err,
+    drawn,
     out,
     print_json,
     pull_progress,
@@ -68,11 +69,10 @@ def evaluate(
     """
     from smallfirst.learn.card import load
     from smallfirst.learn.evaluation import Settings, render, save, to_json
+    from smallfirst.learn.pictures import draw
 
     wanted = _arms(arms)
-    for name, share in (("--alpha", alpha), ("--delta", delta), ("--margin", margin)):
-        if not 0 < share < 1:
-            raise ConfigError(f"{name} is {share!r}.", hint="Allowed: a number between 0 and 1.")
+    check_shares({"--alpha": alpha, "--delta": delta, "--margin": margin})
     with pull_progress() as show:
         if base in models.CATALOGUE:
             models.pull(base, show)
@@ -89,7 +89,7 @@ def evaluate(
     )
     found = asyncio.run(work.run(configured(config, store)))
     report = save(found, folder)
-    pictures = _pictures(found, folder)
+    pictures = drawn(lambda: draw(found, folder))
     if as_json:
         print_json({**to_json(found), "report": str(report), "pictures": pictures})
         return
@@ -143,14 +143,3 @@ def _arms(given: str) -> tuple[Arm, ...]:
     if unknown := [name for name in names if name not in ARMS]:
         raise ConfigError(f"--arms names {', '.join(unknown)!r}.", hint=f"Allowed: {', '.join(ARMS)}.")
     return tuple(arm for arm in ARMS if arm in names)
-
-
-def _pictures(found: Evaluation, folder: Path) -> list[str]:
-    """Where the pictures are; without the library that draws them, a hint instead."""
-    from smallfirst.learn.pictures import draw
-
-    try:
-        return [str(path) for path in draw(found, folder)]
-    except ConfigError as error:
-        err.print(f"No pictures: {error}", markup=False, highlight=False)
-        return []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import Annotated
@@ -10,11 +9,13 @@ from typing import Annotated
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from smallfirst.artifact import write_json
 from smallfirst.cli.common import (
     ConfigOption,
     JsonOption,
     SinceOption,
     StoreOption,
+    check_shares,
     err,
     parse_since,
     tell,
@@ -22,7 +23,6 @@ from smallfirst.cli.common import (
 )
 from smallfirst.compress.audits import Audited, audited, certified
 from smallfirst.compress.guard import promised
-from smallfirst.errors import ConfigError
 from smallfirst.guarantee import Certificate
 from smallfirst.store import RecordFilter, Store
 
@@ -46,9 +46,7 @@ def guard(
     Such calls are recorded where the compressor runs in shadow of its predictor (mode = "observe"). Without a guard
     that passes, everything is sent in full.
     """
-    for name, share in (("--alpha", alpha), ("--delta", delta)):
-        if not 0 < share < 1:
-            raise ConfigError(f"{name} is {share!r}.", hint="Allowed: a number between 0 and 1.")
+    check_shares({"--alpha": alpha, "--delta": delta})
     calls: list[Audited] = []
 
     async def work(db: Store) -> None:
@@ -60,7 +58,7 @@ def guard(
 
     with_store(config, work, store)
     made = certified(calls, task=task, stage=stage, alpha=alpha, delta=delta, made_at=time.time())
-    output.write_text(json.dumps(made.to_json()), encoding="utf-8")
+    write_json(made.to_json(), output)
     same = sum(call.same for call in calls)
     facts = {"calls": len(calls), "same": same, "guard": str(output), **made.to_json()}
     tell(f"{promised(made)} {same} of {len(calls)} answers were the same.", facts, as_json=as_json)

@@ -17,11 +17,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from smallfirst import models
+from smallfirst.artifact import write_json
 from smallfirst.assemble import StagePricing, build_backend
 from smallfirst.cli.common import (
     ConfigOption,
     JsonOption,
     calls_progress,
+    drawn,
     err,
     out,
     print_json,
@@ -116,7 +118,9 @@ def compare(
     budget: Annotated[list[int] | None, typer.Option("--budget", min=1, help="May be repeated.")] = None,
     scorer: ScorerOption = models.DEFAULT_MODEL,
     negatives: NegativesOption = 1,
-    margin: Annotated[float, typer.Option(help="Accuracy that the recommended one may lose to the best.")] = 0.02,
+    margin: Annotated[
+        float, typer.Option(min=0, max=1, help="Accuracy that the chosen one may lose to the best.")
+    ] = 0.02,
     output: Annotated[Path, typer.Option("--out", help="Write the figures and the picture here.")] = Path("compared"),
     window: WindowOption = 4096,
     cache: CacheOption = None,
@@ -154,16 +158,15 @@ def compare(
 
     comparison = asyncio.run(run())
     rows = comparison_row(comparison)
-    output.mkdir(parents=True, exist_ok=True)
-    (output / "comparison.json").write_bytes(msgspec.json.format(msgspec.json.encode(rows), indent=2))
-    pictures = draw(comparison, output, f"{contexts.stem}: compressors before {predictor}")
+    written = write_json(rows, output / "comparison.json")
+    pictures = drawn(lambda: draw(comparison, output, f"{contexts.stem}: compressors before {predictor}"))
     if as_json:
         print_json(rows)
     else:
         out.print(_compared(comparison))
         for note in material.notes:
             err.print(note, style="yellow", markup=False)
-        out.print(f"Written: {output / 'comparison.json'}, {', '.join(map(str, pictures))}.", highlight=False)
+        out.print(f"Written: {', '.join([str(written), *pictures])}.", markup=False, highlight=False)
 
 
 @app.command(epilog="Example: smallfirst attribute answers.jsonl")

@@ -157,8 +157,11 @@ def _facts(release: Release) -> dict[str, Any]:
 
 
 def _shown(release: Release, rollout: Rollout) -> dict[str, Any]:
-    """What the rollout's step has shown, and what follows from it."""
-    evidence = Evidence.from_json(rollout, release.evidence)
+    """What the rollout's step has shown, and what follows from it; nothing where it was kept by another version."""
+    try:
+        evidence = Evidence.from_json(rollout, release.evidence)
+    except ValueError:
+        evidence = Evidence(rollout)
     return {"calls": evidence.calls, "known": evidence.shown, "because": decide(rollout, evidence).reason}
 
 

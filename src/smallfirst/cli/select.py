@@ -19,13 +19,13 @@ from smallfirst.cli.common import (
     StoreOption,
     calls_progress,
     check_dataset,
+    check_shares,
     configured,
     out,
     print_json,
 )
 from smallfirst.cli.dataset import DATASETS, TaskArgument, folder_of
 from smallfirst.config import Config
-from smallfirst.errors import ConfigError
 from smallfirst.report import FigureSpec
 from smallfirst.stats import Figure
 
@@ -64,8 +64,7 @@ def select(
     from smallfirst.learn.card import load
     from smallfirst.learn.select import Settings, save, to_json
 
-    if not 0 < margin < 1:
-        raise ConfigError(f"--margin is {margin!r}.", hint="Allowed: a number between 0 and 1.")
+    check_shares({"--margin": margin})
     material = load(data or folder_of(DATASETS, task))
     folder = output or folder_of(SELECTIONS, task)
     names = [name.strip() for name in candidates.split(",")] if candidates else []

@@ -19,9 +19,11 @@ import msgspec
 import numpy as np
 
 from smallfirst import stats
+from smallfirst.compress.lines import read_lines
 from smallfirst.errors import DataError
 from smallfirst.stats import Figure
 
+_FORMAT = 'A line is {"id": ..., "compressor": ..., "predictor": ..., "correct": true or false}.'
 ORACLE, EMPTY = "oracle", "empty"
 EXAMPLES = 3
 Whose = Literal["compressor", "predictor"]
@@ -77,22 +79,7 @@ class Attribution:
 
 def read(path: Path) -> list[Answer]:
     """The answers in a JSONL file. Raises DataError that names the line."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{str(path)!r} cannot be read: {error}.", hint="Give a JSON Lines file in UTF-8.") from error
-    answers = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            answers.append(msgspec.json.decode(line, type=Answer))
-        except msgspec.MsgspecError as error:
-            raise DataError(
-                f"{path}, line {number}: {error}.",
-                hint='A line is {"id": ..., "compressor": ..., "predictor": ..., "correct": true or false}.',
-            ) from error
-    return answers
+    return [answer for _, answer in read_lines(path, Answer, _FORMAT)]
 
 
 def attribute(answers: Sequence[Answer], *, level: float = 0.95) -> list[Attribution]:

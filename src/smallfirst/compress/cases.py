@@ -8,6 +8,7 @@ from pathlib import Path
 
 import msgspec
 
+from smallfirst.compress.lines import read_lines
 from smallfirst.errors import DataError
 
 _BINARY = 0.1
@@ -41,18 +42,8 @@ class Material:
 
 def read(path: Path) -> Material:
     """The cases of a JSON Lines file; a context may be a list of documents. Raises DataError that names the line."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{str(path)!r} cannot be read: {error}.", hint="Give a JSON Lines file in UTF-8.") from error
     cases, summaries = [], []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = msgspec.json.decode(line, type=_Row)
-        except msgspec.MsgspecError as error:
-            raise DataError(f"{path}, line {number}: {error}.", hint=_FORMAT) from error
+    for _, row in read_lines(path, _Row, _FORMAT):
         text = row.context if isinstance(row.context, str) else "\n\n".join(row.context)
         cases.append(Case(text, row.question, tuple(row.answers)))
         summaries.append(tuple(row.summaries))

@@ -9,25 +9,27 @@ predictor reads it under a line that says so.
 from __future__ import annotations
 
 import asyncio
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
 import numpy as np
 
 from smallfirst.compress.base import Compressed, Compressor, Count, count_tokens
 from smallfirst.compress.bm25 import Index
 from smallfirst.compress.compressor import together
 from smallfirst.compress.extract import cut
+from smallfirst.compress.lines import read_lines
 from smallfirst.compress.summary import answer_of, total
 from smallfirst.errors import DataError
 from smallfirst.evidence import terms
 from smallfirst.schemas import JsonTextError, parse_json
 from smallfirst.types import Constraint, Request, ResponseFormat, Sampling, Stage, Usage
 
+_FORMAT = 'A line is {"text": "..."}, and may have "id" and "title".'
 SUFFIXES = frozenset({".txt", ".md", ".rst", ".html", ".csv", ".json", ".log"})
 _PASSAGE = 200
 _STEPS = {
@@ -85,6 +87,12 @@ class Source:
     id: str
     title: str
     text: str
+
+
+class _Line(msgspec.Struct, frozen=True):
+    text: str
+    id: str | int | None = None
+    title: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,11 +302,7 @@ def read_sources(path: Path) -> list[Source]:
     if path.is_dir():
         found = [source for file in sorted(path.rglob("*")) if (source := _file(path, file)) is not None]
     else:
-        try:
-            lines = path.read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"The sources {str(path)!r} cannot be read: {error}.") from None
-        found = [_line(path, n, line) for n, line in enumerate(lines, 1) if line.strip()]
+        found = [_source(n, line) for n, line in read_lines(path, _Line, _FORMAT)]
     if not found:
         allowed = ", ".join(sorted(SUFFIXES))
         raise DataError(f"There are no sources in {str(path)!r}.", hint=f"Give files of {allowed}, or JSON lines.")
@@ -313,15 +317,11 @@ def _file(folder: Path, file: Path) -> Source | None:
         text = file.read_text(encoding="utf-8")
     except UnicodeDecodeError:
         return None
+    except OSError as error:
+        raise DataError(f"The source {str(file)!r} cannot be read: {error}.", hint="Leave it out.") from error
     return None if "\0" in text else Source(str(name), file.stem, text)
 
 
-def _line(path: Path, n: int, line: str) -> Source:
-    try:
-        given = json.loads(line)
-    except ValueError as error:
-        raise DataError(f"{path}: line {n} is not JSON: {error}.") from None
-    if not isinstance(given, dict) or not isinstance(given.get("text"), str):
-        raise DataError(f'{path}: line {n} has no "text".', hint='Each line is an object: {"title": ..., "text": ...}.')
-    name = str(given.get("id", n))
-    return Source(name, str(given.get("title", name)), given["text"])
+def _source(n: int, line: _Line) -> Source:
+    name = str(n if line.id is None else line.id)
+    return Source(name, line.title or name, line.text)

@@ -218,7 +218,12 @@ class Cached:
         return self._scorer.name
 
     async def start(self) -> None:
-        raw = self._path.read_bytes() if self._path.exists() else b""
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._path.touch()
+            raw = self._path.read_bytes()
+        except OSError as error:
+            raise DataError(f"Scores cannot be kept in {self._path}: {error}.", hint="Name another file.") from error
         whole = raw[: raw.rfind(b"\n") + 1]
         try:
             lines = [msgspec.json.decode(line, type=_Line) for line in whole.splitlines()]
@@ -227,8 +232,6 @@ class Cached:
                 f"{self._path} is no file of scores: {error}.", hint="Name another, or delete it."
             ) from error
         self._known = {line.key: line for line in lines}
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._path.touch()
         await self._scorer.start()
         self._file = self._path.open("r+b")
         self._file.seek(len(whole))

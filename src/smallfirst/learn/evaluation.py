@@ -21,9 +21,9 @@ from rich.text import Text
 
 from smallfirst import report, stats
 from smallfirst.acceptance import Acceptance
+from smallfirst.artifact import write_json
 from smallfirst.exact import upper_bound
 from smallfirst.guarantee import Certificate
-from smallfirst.learn.artifact import write_json
 from smallfirst.learn.asking import Asked
 from smallfirst.learn.paired import difference, least_calls, p_noninferior
 from smallfirst.report import FigureSpec, figure_row
@@ -149,13 +149,9 @@ def result_of(
     known = {name: getattr(summary, name) for name in (*_OF_REPORT, *_OF_COST)}
     accepted = [call.correct for call in calls if call.by_small and call.correct is not None]
     pairs = [(call, large[call.id]) for call in calls if call.id in large]
-    told = [(call, base) for call, base in pairs if call.correct is not None and base.correct is not None]
-    wins = sum(
-        call.correct > base.correct for call, base in told if call.correct is not None and base.correct is not None
-    )
-    losses = sum(
-        base.correct > call.correct for call, base in told if call.correct is not None and base.correct is not None
-    )
+    both = [(call.correct, base.correct) for call, base in pairs]
+    told = [(right, base) for right, base in both if right is not None and base is not None]
+    wins, losses = sum(right > base for right, base in told), sum(base > right for right, base in told)
     return ArmResult(
         arm=arm,
         model=model,

@@ -21,11 +21,11 @@ from typing import Any
 import msgspec
 
 from smallfirst import models
+from smallfirst.artifact import write_json
 from smallfirst.assemble import assemble
 from smallfirst.config import Config
 from smallfirst.errors import TrainError
 from smallfirst.learn import card, evaluation
-from smallfirst.learn.artifact import write_json
 from smallfirst.learn.dataset import Settings as DatasetSettings
 from smallfirst.learn.dataset import belonging, build, told
 from smallfirst.learn.evaluate import evaluate

@@ -23,9 +23,9 @@ import msgspec
 import numpy as np
 
 from smallfirst import stats
+from smallfirst.artifact import write_json
 from smallfirst.assemble import Assembly
 from smallfirst.errors import DataError, SmallfirstError
-from smallfirst.learn.artifact import write_json
 from smallfirst.learn.asking import Asked, ask, most_tokens, question, unasked
 from smallfirst.learn.candidates import Candidate, Facts, identity, memory_bytes
 from smallfirst.learn.card import Folder
@@ -137,7 +137,7 @@ async def select(
     calls = _calls(data, past, settings.limit)
     left_out = dict(excluded)
     trials: list[_Trial] = []
-    journal = _Journal(folder)
+    journal, examples = _Journal(folder), Examples(data.splits["train"])
     for place, candidate in enumerate(candidates):
         counted = _Counted(progress, candidate.name, place, len(candidates), len(calls))
         async with AsyncExitStack() as stack:
@@ -146,7 +146,7 @@ async def select(
             except SmallfirstError as error:
                 left_out[candidate.name] = error.message
                 continue
-            trials += await _try(candidate, assembly, data, calls, settings, journal, counted)
+            trials += await _try(candidate, assembly, data, examples, calls, settings, journal, counted)
     passed = holm([trial.p for trial in trials], settings.level)
     told = tuple(trial.told(ok) for trial, ok in zip(trials, passed, strict=True))
     right = np.array([call.correct for call in calls], dtype=float)
@@ -281,6 +281,7 @@ async def _try(
     candidate: Candidate,
     assembly: Assembly,
     data: Folder,
+    examples: Examples,
     calls: Sequence[_Call],
     settings: Settings,
     journal: _Journal,
@@ -288,7 +289,7 @@ async def _try(
 ) -> list[_Trial]:
     """Both trials of a candidate that runs."""
     stage = assembly.candidates[candidate.name].stage
-    examples, longest, trials = Examples(data.splits["train"]), most_tokens(data), list[_Trial]()
+    longest, trials = most_tokens(data), list[_Trial]()
     for prompting in PROMPTINGS:
         trial = _Trial(candidate, prompting, calls, settings)
         shown = settings.examples if prompting == "examples" else 0
