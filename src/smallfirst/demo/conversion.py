@@ -55,7 +55,7 @@ _RULES = Rules(level=0.1, shares=(0.5,), margin=0.2, shadow_margin=0.3, valid_ma
 """Wide margins, so that about 60 calls decide; `release.rules_for` gives those of real traffic."""
 _TRAINING = TrainConfig(step_tokens=256, epochs=6.0)
 _MATERIAL = Material(calibration=0.36, test=0.1)
-_EVALUATING = Evaluating(arms=("B0", "B4"), limit=25, labels=130, alpha=0.1)
+_EVALUATING = Evaluating(arms=("B0", "B4"), limit=25, labels=150, alpha=0.1)
 _SELECTING = Selecting(limit=20, least=5, examples=2)
 _BEFORE, _AFTER, _TRIALS, _NOTES = 100_000, 200_000, 300_000, 400_000
 """The numbers from which tickets are taken for each part, so that no call is asked twice."""
