@@ -1,20 +1,14 @@
-"""Dynamic in-context examples: the training calls nearest to a call, shown to the model before it.
-
-Nearest is by the cosine of TF-IDF vectors over the words by which calls are assigned to tasks (`assignment.words_of`).
-"""
+"""Dynamic in-context examples: the training calls nearest to a call (`nearest`), shown to the model before it."""
 
 from __future__ import annotations
 
-import math
-from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from smallfirst.assignment import words_of
 from smallfirst.learn.dataset import Row
+from smallfirst.learn.nearest import Texts
 from smallfirst.types import Json
 
 MOST_BYTES = 2048
@@ -27,21 +21,11 @@ class Examples:
     """The rows of a train split, to be found by what their calls say."""
 
     def __init__(self, rows: Sequence[Row]) -> None:
-        self._rows = rows
-        counted = [words_of(_said(row)) for row in rows]
-        having = Counter(word for words in counted for word in words)
-        self._rarity = {word: 1 + math.log(len(rows) / n) for word, n in having.items()}
-        found: dict[int, list[tuple[int, float]]] = defaultdict(list)
-        for n, words in enumerate(counted):
-            for word, weight in self._vector(words).items():
-                found[word].append((n, weight))
-        self._holders = {
-            word: (np.array([n for n, _ in at]), np.array([w for _, w in at])) for word, at in found.items()
-        }
+        self._rows, self._texts = rows, Texts([_said(row) for row in rows])
 
     def nearest(self, row: Row, count: int) -> list[Row]:
         """At most `count` of the rows, the nearest last, as many as fit into `MOST_BYTES`."""
-        cosines = self._cosines(_said(row))
+        cosines = self._texts.cosines(_said(row))
         found: list[Row] = []
         left = MOST_BYTES
         for n in np.argsort(-cosines, kind="stable")[: _TRIED * count].tolist():
@@ -50,19 +34,6 @@ class Examples:
                 left -= size
                 found.append(self._rows[n])
         return found[::-1]
-
-    def _cosines(self, text: str) -> NDArray[np.float64]:
-        cosines = np.zeros(len(self._rows))
-        for word, weight in self._vector(words_of(text)).items():
-            rows, weights = self._holders[word]
-            cosines[rows] += weight * weights
-        return cosines
-
-    def _vector(self, words: Mapping[int, int]) -> dict[int, float]:
-        """TF-IDF weights of the known words, of unit length."""
-        weights = {w: (1 + math.log(n)) * self._rarity[w] for w, n in words.items() if w in self._rarity}
-        length = math.sqrt(sum(weight**2 for weight in weights.values())) or 1.0
-        return {word: weight / length for word, weight in weights.items()}
 
 
 def with_examples(body: Json, examples: Sequence[Row]) -> dict[str, Any]:

@@ -1,28 +1,29 @@
 """Targeted distillation: what small models got wrong counts more when the next one is trained.
 
 Wrong answers to training requests are gathered in clusters: those that differ from the right answer in the same places.
-A failed request's own example is weighted most; the examples whose requests are most like it (cosine of TF-IDF over
-words) and whose right answers are in those places the same are weighted too, as far as they are no failures themselves.
+A failed request's own example is weighted most; the examples whose requests are most like it (`nearest`) and whose
+right answers are in those places the same are weighted too, as far as they are no failures themselves.
 """
 
 from __future__ import annotations
 
 import json
-import math
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
-from smallfirst.assignment import words_of
+import numpy as np
+
 from smallfirst.learn.card import Folder
+from smallfirst.learn.nearest import Texts
 from smallfirst.learn.packing import Example
 
 FAILED = 3.0
 ALIKE = 2.0
 _NEIGHBOURS = 3
 _CLUSTERS = 10
-Words = Mapping[int, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,30 +67,18 @@ def weighted(data: Folder) -> list[Example]:
 
 
 class _Near:
-    """Finds examples by their words."""
+    """Finds examples by their words and right answers."""
 
     def __init__(self, examples: Sequence[Example]) -> None:
-        self._examples = examples
-        counted = [words_of(_text(example)) for example in examples]
-        self._rarity = Counter(word for words in counted for word in words)
-        self._vectors = [self._vector(words) for words in counted]
+        self._names, self._texts = [example.id for example in examples], Texts([_text(e) for e in examples])
+        self._leaves = [_leaves(example.completion) for example in examples]
 
     def to(self, example: Example, places: Sequence[str]) -> list[str]:
         """The ids of the nearest whose answers are in `places` as the example's."""
-        wanted, right = self._vector(words_of(_text(example))), _at(example.completion, places)
-        scored = [
-            (sum(weight * vector.get(word, 0.0) for word, weight in wanted.items()), other.id)
-            for other, vector in zip(self._examples, self._vectors, strict=True)
-            if _at(other.completion, places) == right
-        ]
-        return [name for score, name in sorted(scored, reverse=True)[:_NEIGHBOURS] if score > 0]
-
-    def _vector(self, words: Mapping[int, int]) -> Words:
-        """Unit length; a word in every example weighs nothing."""
-        total = len(self._examples) + 1
-        raw = {word: n * math.log(total / (self._rarity[word] + 1)) for word, n in words.items()}
-        length = math.sqrt(sum(value**2 for value in raw.values())) or 1.0
-        return {word: value / length for word, value in raw.items() if value > 0}
+        cosines, right = self._texts.cosines(_text(example)), _at(_leaves(example.completion), places)
+        order = (n for n in np.argsort(-cosines, kind="stable") if cosines[n] > 0)
+        alike = (n for n in order if _at(self._leaves[n], places) == right)
+        return [self._names[n] for n in islice(alike, _NEIGHBOURS)]
 
 
 def _places(wrong: str, right: str) -> tuple[str, ...]:
@@ -100,9 +89,8 @@ def _places(wrong: str, right: str) -> tuple[str, ...]:
     return tuple(sorted(path for path in one.keys() | other.keys() if one.get(path) != other.get(path)))
 
 
-def _at(completion: str, places: Sequence[str]) -> tuple[Any, ...]:
-    leaves = _leaves(completion) or {}
-    return tuple(leaves.get(place) for place in places)
+def _at(leaves: Mapping[str, Any] | None, places: Sequence[str]) -> tuple[Any, ...]:
+    return tuple((leaves or {}).get(place) for place in places)
 
 
 def _leaves(text: str) -> dict[str, Any] | None:
