@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from live.asking import TASK, Bench, right
 from live.recorded import Taken
 from live.tables import PER, Row, labelled, others, usd, valid
-from smallfirst.acceptance import Acceptance, Costs, certify
+from smallfirst.acceptance import Acceptance, Beside, Costs, certify
 from smallfirst.bfcl import Question
 from smallfirst.budget import Allowance
 from smallfirst.calibration import Labelled
@@ -158,7 +158,8 @@ def cascade_row(found: Fitted, alone: Arm, plan: Plan) -> Row:
 
 @dataclass(frozen=True, slots=True)
 class _Run:
-    """A cascade's parts and the labelled answers of its small model, in the order of `questions`."""
+    """A cascade's parts and the labelled answers of its small model, in the order of `questions`; `beside` are the
+    second model's valid answers."""
 
     bench: Bench
     small: Stage
@@ -166,7 +167,7 @@ class _Run:
     others: tuple[Stage, ...]
     questions: Sequence[Question]
     labels: Labelled
-    more: Labelled | None
+    beside: Sequence[Attempt | None]
     usable: NDArray[np.bool_]
     small_usd: Floats
     large_usd: Floats
@@ -176,7 +177,6 @@ class _Run:
     async def of(cls, bench: Bench, small: str, evidence: str, large: Stage) -> _Run:
         stage, beside = bench.stage(small, bench.settings.mode), others(bench, small, evidence)
         ours, theirs = await bench.known(stage, beside), await bench.known(large)
-        second = bench.settings.second(small) if evidence == "second" else None
         labels = await labelled(bench, small, evidence)
         both = [q for q in bench.questions if q.id in labels.groups and q.id in theirs]
         ends = [theirs[question.id].first for question in both]
@@ -187,7 +187,7 @@ class _Run:
             others=beside,
             questions=both,
             labels=_part(labels, {question.id for question in both}),
-            more=await labelled(bench, second, evidence) if second else None,
+            beside=[_beside(ours[question.id].attempts) if evidence == "second" else None for question in both],
             usable=np.array([valid(ours[question.id].last) for question in both]),
             small_usd=np.array([sum(usd(bench, a) for a in ours[question.id].attempts) for question in both]),
             large_usd=np.array([usd(bench, attempt) for attempt in ends]),
@@ -205,7 +205,7 @@ class _Run:
             labels.rows,
             labels.correct,
             groups=labels.groups,
-            more=None if self.more is None else _part(self.more, ids),
+            others=self._others(index),
             valid=self.usable[index],
             large_wrong=~self.large_right[index],
             task=TASK,
@@ -217,6 +217,14 @@ class _Run:
             seed=plan.seed,
             made_at=time.time(),
         )
+
+    def _others(self, index: NDArray[np.int64]) -> list[Beside]:
+        """The second model's answers to those questions, labelled."""
+        made = [(at, n, attempt) for at, n in enumerate(index) if (attempt := self.beside[n]) is not None]
+        if not made:
+            return []
+        correct = [right(self.questions[n], attempt) for _, n, attempt in made]
+        return [Beside(made[0][2].stage, [a.features for *_, a in made], correct, [at for at, *_ in made])]
 
     async def decide(self, question: Question, acceptance: Acceptance | None) -> tuple[Row, Row]:
         """What the cascade makes of a question, and what it is without the large model.
@@ -241,6 +249,11 @@ class _Run:
             _row(bench, question, outcome.attempts, served, taken),
             _row(bench, question, small, accepted, without_large),
         )
+
+
+def _beside(attempts: Sequence[Attempt]) -> Attempt | None:
+    """The last valid answer of another stage beside those of the small one."""
+    return next((a for a in reversed(attempts) if a.decision == "evidence" and a.features), None)
 
 
 def _promising(acceptance: Acceptance, plan: Route, request: Mapping[str, float]) -> bool:
