@@ -147,6 +147,23 @@ async def compare(store: Store) -> None:
         assert {name: told[name] for name in wanted} == pytest.approx(wanted, abs=1e-9)
     times = await store.read(lambda c: rollups.durations(c, ALWAYS))
     assert times == Counter(bucket_of(summary.seconds) for summary in summaries)
+    await compare_days(store, summaries)
+
+
+async def compare_days(store: Store, summaries: list[RecordSummary]) -> None:
+    """Sums over days, of spans that begin and end within one, are those of the records."""
+    now = int(NOW // HOUR_S)
+    for first, last in ((now - 60, now), (now - 29, now - 1), (now - 5, now)):
+        span = Span(first, last)
+        calls = [call for call in summaries if first <= call.created_at // HOUR_S <= last]
+        wanted = Counter((max(first, int(call.created_at // 86400) * 24), call.task) for call in calls)
+        found = await store.read(lambda c, span=span: rollups.sums(c, span, 24))
+        assert {(sums.hour, sums.task): sums.by_name()["calls"] for sums in found} == wanted
+        assert sum(sums.by_name()["usd"] for sums in found) == pytest.approx(sum(c.cost_usd or 0.0 for c in calls))
+        times = await store.read(lambda c, span=span: rollups.durations(c, span))
+        assert times == Counter(bucket_of(call.seconds) for call in calls)
+        keys = await store.read(lambda c, span=span: rollups.by_key(c, span))
+        assert {key: n for key, n in keys.items() if n} == Counter(call.key for call in calls)
 
 
 @pytest.mark.parametrize("seed", range(3))

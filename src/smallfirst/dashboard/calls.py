@@ -24,11 +24,10 @@ Sure = Literal["low", "middling", "high", "unknown"]
 
 @dataclass(frozen=True, slots=True)
 class Search:
-    """What is looked for. `wanted` is answered by the store's indexes, the rest by looking at call after call: `error`
-    (the call failed), `usd` (it cost so much or more), `text` (stands in a message or answer, whatever the case)."""
+    """What is looked for. `wanted` is answered by the store's indexes, the rest by looking at call after call: `usd`
+    (it cost so much or more), `text` (stands in a message or answer, whatever the case)."""
 
     wanted: RecordFilter
-    error: bool = False
     usd: float | None = None
     text: str = ""
     after: str | None = None
@@ -36,7 +35,7 @@ class Search:
     @property
     def looks(self) -> bool:
         """Whether calls have to be looked at one by one."""
-        return self.error or self.usd is not None or bool(self.text)
+        return self.usd is not None or bool(self.text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +70,6 @@ async def find(store: Store, search: Search) -> Found:
 
 
 async def _matches(store: Store, search: Search, call: RecordSummary) -> bool:
-    if search.error and call.status < 400:
-        return False
     if search.usd is not None and not (call.cost_usd is not None and call.cost_usd >= search.usd):
         return False
     return not search.text or search.text.casefold() in "\n".join(_texts(await store.get(call.id))).casefold()

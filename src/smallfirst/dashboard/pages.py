@@ -215,9 +215,10 @@ def _search(visit: Visit) -> calls.Search:
         episode=visit.query("episode") or None,
         key=visit.query("key") or None,
         has_feedback=_YES_NO[labelled],
+        failed=True if visit.query("error") else None,
     )
     after = visit.query("after") or None
-    return calls.Search(wanted, bool(visit.query("error")), visit.amount("usd"), visit.query("text"), after)
+    return calls.Search(wanted, visit.amount("usd"), visit.query("text"), after)
 
 
 def _outcome(record: StoredRecord) -> str:

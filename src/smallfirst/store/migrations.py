@@ -212,7 +212,13 @@ MIGRATIONS: tuple[tuple[str | Callable[[Connection], None], ...], ...] = (
         "CREATE INDEX records_pending ON records (rollout, created_at, id) WHERE pending = 1",
     ),
     (_JOBS,),
-    (*rollups.SCHEMA, rollups.rebuild),
+    rollups.SCHEMA,
+    (
+        *rollups.DAYS,
+        "DROP INDEX records_by_time",
+        "CREATE INDEX records_by_time ON records (created_at, id, decision, reason, served_model, key_id, status)",
+        rollups.rebuild,
+    ),
 )
 
 

@@ -117,6 +117,8 @@ def _conditions(codec: Codec, wanted: RecordFilter) -> tuple[list[str], list[obj
     if wanted.has_feedback is not None:
         exists = "EXISTS (SELECT 1 FROM feedback f WHERE f.record_id = records.id)"
         conditions.append(exists if wanted.has_feedback else f"NOT {exists}")
+    if wanted.failed is not None:
+        conditions.append("status >= 400" if wanted.failed else "status < 400")
     return conditions, [value for value in given.values() if value is not None]
 
 

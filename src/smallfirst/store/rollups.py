@@ -1,4 +1,5 @@
-"""What calls came to, summed by hour, task and API key, so that figures over a million calls are read in milliseconds.
+"""What calls came to, summed by hour, by day (UTC), task and API key, so that figures over a million calls are read in
+milliseconds.
 
 Every change of a record adds facts (`facts`), the difference that it makes to the sums, in the transaction of the
 change itself. Facts wait in a table of their own until some hundreds are folded into the sums; readers add those that
@@ -12,7 +13,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -25,16 +26,22 @@ FOLD_AT = 1024
 _KEY = "hour, task, key_id"
 _COLUMNS = f"{_KEY}, bucket, numbers"
 _PAGE = 5000
+_DAY = 24
+_TABLES = (("", 1), ("day_", _DAY))
+"""Prefixes of the tables of sums, and the hours that a sum in them covers."""
 _CELL = "hour BIGINT NOT NULL, task TEXT NOT NULL, key_id TEXT NOT NULL"
 _TIMES = "bucket BIGINT NOT NULL, calls BIGINT NOT NULL"
 _SUMS = ", ".join(f"{name} DOUBLE PRECISION NOT NULL" for name in MEASURES)
-_ADDED = ", ".join(f"{name} = rollups.{name} + excluded.{name}" for name in MEASURES)
 
 SCHEMA = (
     f"CREATE TABLE rollups ({_CELL}, {_SUMS}, PRIMARY KEY ({_KEY}))",
     f"CREATE TABLE rollup_seconds ({_CELL}, {_TIMES}, PRIMARY KEY ({_KEY}, bucket))",
     f"CREATE TABLE facts ({_CELL}, bucket BIGINT NOT NULL, numbers BYTEA NOT NULL)",
     "CREATE INDEX attempts_audited ON attempts (record_id) WHERE decision = 'audit'",
+)
+DAYS = (
+    f"CREATE TABLE day_rollups ({_CELL}, {_SUMS}, PRIMARY KEY ({_KEY}))",
+    f"CREATE TABLE day_rollup_seconds ({_CELL}, {_TIMES}, PRIMARY KEY ({_KEY}, bucket))",
 )
 
 
@@ -92,8 +99,10 @@ def followed(connection: Connection, record_ids: Sequence[str]) -> Iterator[None
 
 def rebuild(connection: Connection) -> None:
     """Make the sums anew from the records, inside a transaction."""
-    for table in ("facts", "rollups", "rollup_seconds"):
-        connection.execute(f"DELETE FROM {table}")  # noqa: S608
+    connection.execute("DELETE FROM facts")
+    for table, _ in _TABLES:
+        connection.execute(f"DELETE FROM {table}rollups")  # noqa: S608
+        connection.execute(f"DELETE FROM {table}rollup_seconds")  # noqa: S608
     after = ""
     while ids := connection.query("SELECT id FROM records WHERE id > ? ORDER BY id LIMIT ?", (after, _PAGE)):
         _add(connection, _facts(connection, [i for (i,) in ids]).values())
@@ -108,28 +117,40 @@ def fold(connection: Connection) -> None:
 def sweep(connection: Connection) -> None:
     """Remove the sums of hours that have no calls any more."""
     fold(connection)
-    connection.execute("DELETE FROM rollups WHERE calls <= 0")
-    connection.execute("DELETE FROM rollup_seconds WHERE calls <= 0")
+    for table, _ in _TABLES:
+        connection.execute(f"DELETE FROM {table}rollups WHERE calls <= 0")  # noqa: S608
+        connection.execute(f"DELETE FROM {table}rollup_seconds WHERE calls <= 0")  # noqa: S608
 
 
 def sums(connection: Connection, span: Span, width: int) -> list[Sums]:
-    """The sums of each task over every `width` hours of the span; where there were no calls there are none."""
-    where, params = _where(span)
-    columns = ", ".join(f"sum({name})" for name in MEASURES)
-    sql = f"SELECT (hour - ?) / ?, task, {columns} FROM rollups {where} GROUP BY 1, 2"  # noqa: S608
-    rows = connection.query(sql, (span.first, width, *params))
-    cells = {(bin_, task): np.array(found, dtype=float) for bin_, task, *found in rows}
+    """The sums of each task over every `width` hours of the span; where there were no calls there are none.
+
+    Widths of whole days begin with the day (UTC) of the span's first hour.
+    """
+    days = width % _DAY == 0
+    begin = span.first - span.first % _DAY if days else span.first
+    cells: dict[tuple[int, str], Floats] = {}
+    for table, where, params in _parts(span, days=days):
+        columns = ", ".join(f"sum({name})" for name in MEASURES)
+        sql = f"SELECT (hour - ?) / ?, task, {columns} FROM {table}rollups {where} GROUP BY 1, 2"  # noqa: S608
+        for bin_, task, *summed in connection.query(sql, (begin, width, *params)):
+            cells[bin_, task] = cells.get((bin_, task), 0.0) + np.array(summed, dtype=float)
     for (hour, task, _, _), found in _summed(_waiting(connection, span)).items():
-        place = ((hour - span.first) // width, task)
+        place = ((hour - begin) // width, task)
         cells[place] = cells.get(place, 0.0) + found
-    return [Sums(span.first + bin_ * width, task, cell) for (bin_, task), cell in sorted(cells.items()) if cell[0] > 0]
+    return [
+        Sums(max(span.first, begin + bin_ * width), task, cell)
+        for (bin_, task), cell in sorted(cells.items())
+        if cell[0] > 0
+    ]
 
 
 def durations(connection: Connection, span: Span) -> dict[int, int]:
     """How many calls of the span took a time of each bucket (see `bounds`)."""
-    where, params = _where(span)
-    sql = f"SELECT bucket, sum(calls) FROM rollup_seconds {where} GROUP BY bucket"  # noqa: S608
-    found = Counter({int(bucket): int(calls) for bucket, calls in connection.query(sql, params)})
+    found = Counter[int]()
+    for table, where, params in _parts(span):
+        sql = f"SELECT bucket, sum(calls) FROM {table}rollup_seconds {where} GROUP BY bucket"  # noqa: S608
+        found.update({int(bucket): int(calls) for bucket, calls in connection.query(sql, params)})
     for (_, _, _, bucket), measures in _summed(_waiting(connection, span)).items():
         found[bucket] += int(measures[0])
     return {bucket: calls for bucket, calls in sorted(found.items()) if calls > 0}
@@ -137,9 +158,11 @@ def durations(connection: Connection, span: Span) -> dict[int, int]:
 
 def by_key(connection: Connection, span: Span) -> dict[str, float]:
     """The calls of each key in the span."""
-    where, params = _where(span)
-    rows = connection.query(f"SELECT key_id, sum(calls) FROM rollups {where} GROUP BY 1", params)  # noqa: S608
-    found = defaultdict[str, float](float, rows)
+    found = defaultdict[str, float](float)
+    for table, where, params in _parts(span):
+        sql = f"SELECT key_id, sum(calls) FROM {table}rollups {where} GROUP BY 1"  # noqa: S608
+        for key, calls in connection.query(sql, params):
+            found[key] += calls
     for (_, _, key, _), measures in _summed(_waiting(connection, span)).items():
         found[key] += measures[0]
     return dict(found)
@@ -149,6 +172,17 @@ def first_hour(connection: Connection) -> int | None:
     """The hour of the oldest sums; None when there are none."""
     hours = [connection.query(f"SELECT min(hour) FROM {table}")[0][0] for table in ("rollups", "facts")]  # noqa: S608
     return min((int(hour) for hour in hours if hour is not None), default=None)
+
+
+def _parts(span: Span, *, days: bool = True) -> list[tuple[str, str, list[object]]]:
+    """The span in parts, each the prefix of its tables, WHERE and parameters; whole days are read from sums by day."""
+    first = span.first + -span.first % _DAY
+    after = span.last + 1 - (span.last + 1) % _DAY
+    if not days or first >= after:
+        return [("", *_where(span))]
+    edges = (replace(span, last=first - 1), replace(span, first=after))
+    whole = ("day_", *_where(replace(span, first=first, last=after - 1)))
+    return [whole, *(("", *_where(edge)) for edge in edges if edge.first <= edge.last)]
 
 
 def _where(span: Span) -> tuple[str, list[object]]:
@@ -180,23 +214,29 @@ def _facts(connection: Connection, record_ids: Sequence[str], *, lock: str = "")
 
 def _add(connection: Connection, rows: Iterable[Row]) -> None:
     """Add rows of facts to the sums, cells in one order so that two processes never wait for each other."""
-    cells: dict[Row, Floats] = {}
-    times: list[Row] = []
-    for key, found in sorted(_summed(rows).items()):
-        cells[key[:3]] = cells.get(key[:3], 0.0) + found
-        times += [(*key, int(found[0]))] if found[0] else []
-    insert(
-        connection,
-        f"rollups ({_KEY}, {', '.join(MEASURES)})",
-        [(*key, *cell.tolist()) for key, cell in cells.items()],
-        conflict=f"({_KEY}) DO UPDATE SET {_ADDED}",
-    )
-    insert(
-        connection,
-        f"rollup_seconds ({_KEY}, bucket, calls)",
-        times,
-        conflict=f"({_KEY}, bucket) DO UPDATE SET calls = rollup_seconds.calls + excluded.calls",
-    )
+    summed = sorted(_summed(rows).items())
+    for table, width in _TABLES:
+        cells: dict[Row, Floats] = {}
+        times = Counter[Row]()
+        for (hour, task, key, bucket), found in summed:
+            cell = (hour - hour % width, task, key)
+            cells[cell] = cells.get(cell, 0.0) + found
+            times[*cell, bucket] += int(found[0])
+        _upsert(
+            connection,
+            f"{table}rollups",
+            _KEY,
+            MEASURES,
+            [(*cell, *m.tolist()) for cell, m in sorted(cells.items())],
+        )
+        counts = [(*cell, calls) for cell, calls in sorted(times.items()) if calls]
+        _upsert(connection, f"{table}rollup_seconds", f"{_KEY}, bucket", ("calls",), counts)
+
+
+def _upsert(connection: Connection, table: str, key: str, sums: Sequence[str], rows: Sequence[Row]) -> None:
+    """Add to the sums of rows, by their key."""
+    added = ", ".join(f"{name} = {table}.{name} + excluded.{name}" for name in sums)
+    insert(connection, f"{table} ({key}, {', '.join(sums)})", rows, conflict=f"({key}) DO UPDATE SET {added}")
 
 
 def _summed(rows: Iterable[Row]) -> dict[Row, Floats]:

@@ -12,7 +12,7 @@ from smallfirst.types import AFTERWARDS, Attempt, Decision, Feedback, Json, Mode
 @dataclass(frozen=True, slots=True)
 class RecordFilter:
     """Which records; None means any. `user` and `episode` are the caller's own words, `pseudonym` is the episode as
-    records show it. `model` is the one that served.
+    records show it. `model` is the one that served; `failed` tells whether the status is 400 or more.
 
     `since` is inclusive, `until` exclusive, both in seconds since the epoch.
     """
@@ -27,6 +27,7 @@ class RecordFilter:
     since: float | None = None
     until: float | None = None
     has_feedback: bool | None = None
+    failed: bool | None = None
     pseudonym: str | None = None
 
 

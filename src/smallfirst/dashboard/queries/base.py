@@ -22,7 +22,7 @@ from smallfirst.store.facts import MEASURES, PAIR, PRODUCTS, bounds
 from smallfirst.store.rollups import Span, Sums, durations, first_hour, sums
 
 Totals = Mapping[str, float]
-_WIDTHS = (1, 2, 3, 6, 12, 24, 72, 168, 720, 8760)
+_WIDTHS = (1, 2, 3, 6, 24, 72, 168, 720, 8760)
 _POINTS = 60
 _Z = NormalDist().inv_cdf((1 + LEVEL) / 2)
 
