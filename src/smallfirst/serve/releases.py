@@ -107,7 +107,7 @@ class Releases:
         await self._load()
         for release in list(self._releases.values()):
             if release.trial is not None:
-                await self._judge(release.trial)
+                await self._judged(release.trial)
 
     async def loaded(self) -> None:
         """Returns when all that is needed was loaded, or refused."""
@@ -158,6 +158,13 @@ class Releases:
             self._follow(await self._store.change_release(version.task, change))
         except StoreError as err:
             log.warning("version not withdrawn", version=version.id, error=str(err))
+
+    async def _judged(self, rollout: Rollout) -> None:
+        """One rollout's judging; where it fails the others go on."""
+        try:
+            await self._judge(rollout)
+        except SmallfirstError as err:
+            log.warning("rollout not judged", task=rollout.task, rollout=rollout.id, error=str(err))
 
     async def _judge(self, rollout: Rollout) -> None:
         """Take what has settled of the rollout's calls, and do what follows from it."""
