@@ -323,7 +323,8 @@ def _check_pair(where: str, model: ModelConfig, models: Mapping[str, ModelConfig
     allowed = [name for name, each in models.items() if each.backend != "compressor"]
     for key, name in asked.items():
         if name not in allowed:
-            raise ConfigError(f"{where}.{key} is {name!r}.", hint=f"Allowed is one of: {', '.join(allowed)}.")
+            known = f"Allowed is one of: {', '.join(allowed)}." if allowed else "Add a table of another model."
+            raise ConfigError(f"{where}.{key} is {name!r}.", hint=known)
 
 
 def _check_model(where: str, model: ModelConfig) -> None:

@@ -6,12 +6,12 @@ import time
 from pathlib import Path
 from typing import Annotated, Any
 
-import msgspec
 import typer
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
+from smallfirst.artifact import write_json
 from smallfirst.cli.common import (
     NOTHING_RECORDED,
     ConfigOption,
@@ -76,12 +76,13 @@ def calibrate(
 
     with_store(config, work, store)
     if output is not None:
-        made = [result.acceptance.to_json() for result in results if result.acceptance]
-        output.write_bytes(msgspec.json.encode(made))
+        write_json([result.acceptance.to_json() for result in results if result.acceptance], output)
     if as_json:
         print_json([_row(result) for result in results])
     else:
         out.print(_table(results) if results else NOTHING_RECORDED)
+        for result in (result for result in results if result.refused):
+            out.print(f"[yellow]{escape(result.sample.task)} refused:[/] {escape(result.refused)}", highlight=False)
     if not any(result.certificate for result in results):
         raise typer.Exit(1)
 
@@ -112,8 +113,6 @@ def _table(results: list[Any]) -> Table:
         cells = [escape(sample.task), sample.stage, kinds, str(sum(row.label.correct for row in sample.rows))]
         measured = ["" if (value := quality.get(name)) is None else f"{value:.3f}" for name in ("ece", "auroc")]
         table.add_row(*cells, *_promise(result.certificate), *measured)
-        if result.refused:
-            table.add_row("", "", f"[yellow]refused:[/] {escape(result.refused)}", end_section=True)
     return table
 
 

@@ -45,6 +45,18 @@ TaskOption = Annotated[str | None, typer.Option("--task", help="Only this task."
 SinceOption = Annotated[str | None, typer.Option("--since", help="Only calls of the last 30m, 12h, 7d, ...")]
 
 
+@contextmanager
+def writing(path: Path | None) -> Iterator[None]:
+    """Where `path` cannot be written (None: a temporary file), ConfigError says so."""
+    try:
+        yield
+    except OSError as error:
+        where = "A temporary file" if path is None else repr(str(path))
+        raise ConfigError(
+            f"{where} cannot be written: {error.strerror or error}.", hint="Name another place, or make room there."
+        ) from None
+
+
 def with_store(config: Path | None, work: Callable[[Store], Awaitable[None]], url: str | None = None) -> None:
     """Run `work` with the configured store open, or the one at `url`."""
     settings = configured(config, url)

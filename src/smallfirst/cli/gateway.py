@@ -13,7 +13,7 @@ import typer
 from rich.markup import escape
 
 from smallfirst import __version__
-from smallfirst.cli.common import ConfigOption, JsonOption, err, pull_weights, tell
+from smallfirst.cli.common import ConfigOption, JsonOption, err, pull_weights, tell, writing
 from smallfirst.config import ModelConfig, load
 from smallfirst.errors import ConfigError
 
@@ -34,7 +34,8 @@ def init(
         return
     if path.exists() and not force:
         raise ConfigError(f"{str(path)!r} exists.", hint="Use --force to overwrite it, or give another name.")
-    path.write_text(text, encoding="utf-8")
+    with writing(path):
+        path.write_text(text, encoding="utf-8")
     tell(f"Wrote {escape(str(path))}. Next: [bold]smallfirst serve[/]", {"path": str(path)}, as_json=as_json)
 
 

@@ -32,7 +32,7 @@ app = typer.Typer()
 @app.command(epilog="Example: smallfirst guard reports --stage short --alpha 0.05 --out guard.json")
 def guard(
     task: Annotated[str, typer.Argument(help="The task whose calls are looked at.")],
-    stage: Annotated[str, typer.Option(help="The compressor: a name of [models.*].")],
+    stage: Annotated[str, typer.Option(help="The compressor: the NAME of its models.NAME table.")],
     output: Annotated[Path, typer.Option("--out", help="Write the guard here, for `guard = ...` of the compressor.")],
     alpha: Annotated[float, typer.Option(help="Shortening may change this share of answers at most.")] = 0.05,
     delta: Annotated[float, typer.Option(help="Chance that the audited calls mislead.")] = 0.05,

@@ -22,6 +22,7 @@ from smallfirst.cli.common import (
     parse_since,
     print_json,
     with_store,
+    writing,
 )
 from smallfirst.errors import ConfigError
 from smallfirst.extra import need
@@ -61,7 +62,7 @@ def scrub(
         nonlocal result
         wanted = RecordFilter(task=task, since=parse_since(since))
         columns = (TextColumn("scrubbing"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with tempfile.TemporaryFile(dir=output.absolute().parent if output else None) as made:
+        with writing(output), tempfile.TemporaryFile(dir=output.absolute().parent if output else None) as made:
             with Progress(*columns, console=err, transient=True) as bar:
                 count = await db.count(wanted)
                 shown = bar.add_task("", total=count if limit is None else min(count, limit))
