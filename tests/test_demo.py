@@ -266,10 +266,11 @@ PLAN = conversion.Plan(
     measured=2,
     notes=24,
     later=3,
-    trial=40,
+    trial=120,
+    patience_s=600.0,
     specialists=1,
     least_calls=20,
-    rules=Rules(level=0.3, shares=(0.5,), margin=0.4, shadow_margin=0.4, valid_margin=0.4),
+    rules=Rules(level=0.3, shares=(0.5,), margin=0.4, shadow_margin=0.4, valid_margin=0.4, settle_s=30.0),
     material=Material(least=10),
 )
 

@@ -101,10 +101,10 @@ def test_one_sided_labels_and_too_few_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_split_with_too_few_labels_accepts_nothing(tmp_path: Path) -> None:
-    """Where wrong answers are rare some halves have too few of them: there the large model answers, and alone it costs
+    """Where right answers are rare some halves have too few of them: there the large model answers, and alone it costs
     what it costs."""
     rows = lines(160, easy=1.0)
-    for row in rows[:10]:
+    for row in rows[10:]:
         row["answers"]["tiny"]["correct"] = False
     replay = run(load(write(tmp_path / "c.jsonl", rows), MODELS), Settings("tiny", "gpt-4o", "other", splits=8))
     few = [split for split in replay.splits if split.acceptance is None]
