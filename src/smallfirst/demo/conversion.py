@@ -215,8 +215,9 @@ class _Show:
 
     async def _select(self) -> None:
         """What the untrained model would be worth on the first task that was worked on."""
-        jobs = {task: msgspec.json.decode(state, type=Job) for task, state in (await self.store.jobs()).items() if task}
-        job = next((job for job in jobs.values() if "dataset" in job.found), None)
+        states = [state for task, state in (await self.store.jobs()).items() if task and state]
+        jobs = [msgspec.json.decode(state, type=Job) for state in states]
+        job = next((job for job in jobs if "dataset" in job.found), None)
         if job is None:
             return
         data = card.load(Path(job.folder) / "dataset")
