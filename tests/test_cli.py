@@ -197,7 +197,7 @@ def test_models_list() -> None:
 @pytest.mark.parametrize(
     ("args", "code", "said"),
     [
-        (["records", "list", "-c", "no.toml"], 2, "no.toml"),
+        (["records", "list", "-c", "no.toml"], 2, "There is no file 'no.toml'."),
         (["records", "list", "--decision", "maybe"], 2, "Allowed: accept, escalate, abstain."),
         (["records", "list", "--since", "yesterday"], 2, "as in 12h"),
         (["records", "show", "no-such-record"], 1, "no-such-record"),

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 import msgspec
 from msgspec import Meta
 
-from smallfirst.errors import ConfigError
+from smallfirst.errors import ConfigError, unreadable
 from smallfirst.types import ConstraintMode, Mode
 
 DEFAULT_FILE = Path("smallfirst.toml")
@@ -213,7 +213,7 @@ def load(path: Path | None, env: Mapping[str, str]) -> Config:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as err:
-        raise ConfigError(f"cannot read {str(path)!r}: {err}.", hint="`smallfirst init` writes one.") from None
+        raise ConfigError(unreadable(path, err), hint="`smallfirst init` writes one.") from None
     return parse(text, env, source=str(path))
 
 

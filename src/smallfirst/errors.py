@@ -31,6 +31,14 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 
+def unreadable(path: object, error: Exception) -> str:
+    """A sentence on a file that could not be read."""
+    if isinstance(error, FileNotFoundError):
+        return f"There is no file {str(path)!r}."
+    why = error.strerror if isinstance(error, OSError) else None
+    return f"{str(path)!r} cannot be read: {why or error}."
+
+
 class SmallfirstError(Exception):
     """Base of all errors of ours.
 

@@ -11,7 +11,7 @@ import msgspec
 from msgspec import Meta
 
 from smallfirst.config import Amount, Count, Duration, Share
-from smallfirst.errors import ConfigError
+from smallfirst.errors import ConfigError, unreadable
 from smallfirst.types import ConstraintMode, Mode
 
 Risk = Annotated[float, Meta(gt=0, lt=1)]
@@ -67,7 +67,7 @@ def load(path: Path) -> Targets:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as err:
-        raise ConfigError(f"cannot read {str(path)!r}: {err}.", hint="Give a TOML file with a policy.") from None
+        raise ConfigError(unreadable(path, err), hint="Give a TOML file with a policy.") from None
     return parse(text, source=str(path))
 
 

@@ -66,5 +66,5 @@ def test_files_are_read_by_line(tmp_path: Path) -> None:
     file.write_text('{"id": "1", "compressor": "bm25", "correct": "yes"}\n')
     with pytest.raises(DataError, match="line 1"):
         read(file)
-    with pytest.raises(DataError, match="cannot be read"):
+    with pytest.raises(DataError, match="There is no file"):
         read(tmp_path / "none")

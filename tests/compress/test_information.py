@@ -301,7 +301,7 @@ def test_bad_files_are_named(tmp_path: Path) -> None:
     file.write_bytes(b"\xff\xfe\x00junk")
     with pytest.raises(DataError, match="line 1"):
         case_files.read(file)
-    with pytest.raises(DataError, match="cannot be read"):
+    with pytest.raises(DataError, match="There is no file"):
         case_files.read(tmp_path / "none")
     file.write_text('{"context": "a"}\n{"question": "b"}\n')
     with pytest.raises(DataError, match="line 2"):

@@ -443,7 +443,7 @@ async def test_files_that_break_off(store, tmp_path):
     assert result.added > 100
     assert "breaks off" in result.problems[-1].reason
     assert await run(store, [tmp_path / "empty"]) == Imported()
-    with pytest.raises(ConfigError, match="cannot be read"):
+    with pytest.raises(ConfigError, match="There is no file"):
         await run(store, [tmp_path / "none"])
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from smallfirst.errors import ConfigError, StoreError
+from smallfirst.errors import ConfigError, DataError, StoreError
 from smallfirst.learn.pii.patterns import Finding
 from smallfirst.learn.scrub import ScrubbedRecord, Scrubber, decode, encode, leaks, shared_surrogates
 from smallfirst.store import StoredRecord
@@ -167,7 +167,7 @@ def test_without_content_or_secret_it_says_so() -> None:
         SCRUBBER.record(record(user("hi"), captured=False))
     with pytest.raises(ConfigError, match="8 bytes"):
         Scrubber(b"12345678", tagger)
-    with pytest.raises(StoreError, match="no scrubbed record"):
+    with pytest.raises(DataError, match="no scrubbed record"):
         decode(b'{"id": 1}')
 
 

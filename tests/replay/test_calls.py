@@ -67,7 +67,7 @@ def test_what_is_wrong_in_a_file_is_named_by_line_and_field(tmp_path: Path, chan
 
 @pytest.mark.parametrize(
     ("raw", "said"),
-    [(b"", "no calls"), (b"{\n", "line 1"), (b"\x1f\x8bxx", "Cannot read"), (b'{"id": "\xff"}', "line 1")],
+    [(b"", "no calls"), (b"{\n", "line 1"), (b"\x1f\x8bxx", "cannot be read"), (b'{"id": "\xff"}', "line 1")],
 )
 def test_a_file_that_is_no_jsonl_is_refused(tmp_path: Path, raw: bytes, said: str) -> None:
     """Empty, cut off and unreadable files get an error that says so."""
@@ -79,7 +79,7 @@ def test_a_file_that_is_no_jsonl_is_refused(tmp_path: Path, raw: bytes, said: st
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     """A path that does not exist is an error, not a traceback."""
-    with pytest.raises(DataError, match="Cannot read"):
+    with pytest.raises(DataError, match=r"There is no file '.*none\.jsonl'"):
         load(tmp_path / "none.jsonl")
 
 

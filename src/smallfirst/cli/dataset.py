@@ -24,7 +24,7 @@ from smallfirst.cli.common import (
     print_json,
     with_store,
 )
-from smallfirst.errors import ConfigError, DataError
+from smallfirst.errors import ConfigError, DataError, unreadable
 from smallfirst.store import RecordFilter, Store
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def _from_file(task: str, settings: Settings, source: Path) -> Dataset:
         with _counted("reading", None, Lines(source)) as lines:
             return build(task, lines, settings)
     except OSError as error:
-        raise ConfigError(f"{str(source)!r} cannot be read: {error.strerror}.") from None
+        raise ConfigError(unreadable(source, error), hint="`smallfirst scrub --out FILE` writes such a file.") from None
 
 
 def _from_store(

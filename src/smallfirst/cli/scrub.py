@@ -24,7 +24,7 @@ from smallfirst.cli.common import (
     with_store,
     writing,
 )
-from smallfirst.errors import ConfigError
+from smallfirst.errors import ConfigError, unreadable
 from smallfirst.extra import need
 from smallfirst.store import RecordFilter, Store
 
@@ -92,7 +92,7 @@ def _values(path: Path) -> list[str]:
     try:
         return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"The canaries cannot be read from {str(path)!r}: {error}.") from None
+        raise ConfigError(unreadable(path, error), hint="Canaries stand in a text file, one a line.") from None
 
 
 def _hand_over(made: IO[bytes], output: Path | None) -> None:

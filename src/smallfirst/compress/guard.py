@@ -18,7 +18,7 @@ from pathlib import Path
 
 from smallfirst.acceptance import Acceptance, Costs, certify
 from smallfirst.compress.bm25 import Index
-from smallfirst.errors import CalibrationError, ConfigError
+from smallfirst.errors import CalibrationError, ConfigError, unreadable
 from smallfirst.evidence import terms
 from smallfirst.guarantee import Certificate
 
@@ -105,8 +105,9 @@ def load(path: Path, least: float) -> Guard:
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        hint = "`smallfirst guard` writes one from audited calls."
-        raise ConfigError(f"The guard {str(path)!r} cannot be read: {error}.", hint=hint) from None
+        raise ConfigError(
+            unreadable(path, error), hint="A guard is a file that `smallfirst guard` writes from audited calls."
+        ) from None
     if not isinstance(kept, dict):
         raise CalibrationError(f"The guard {str(path)!r} is {type(kept).__name__}, not an object.")
     return Guard(least, Acceptance.from_json(kept))

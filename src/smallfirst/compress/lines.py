@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import msgspec
 
-from smallfirst.errors import DataError
+from smallfirst.errors import DataError, unreadable
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -21,7 +21,7 @@ def read_lines(path: Path, kind: type[T], hint: str) -> list[tuple[int, T]]:
     try:
         lines = path.read_bytes().splitlines()
     except OSError as error:
-        raise DataError(f"{str(path)!r} cannot be read: {error}.", hint=f"Give a JSON Lines file. {hint}") from error
+        raise DataError(unreadable(path, error), hint=f"Give a JSON Lines file. {hint}") from error
     found = list[tuple[int, T]]()
     for number, line in enumerate(lines, 1):
         if not line.strip():

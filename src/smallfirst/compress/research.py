@@ -24,7 +24,7 @@ from smallfirst.compress.compressor import together
 from smallfirst.compress.extract import cut
 from smallfirst.compress.lines import read_lines
 from smallfirst.compress.summary import answer_of, total
-from smallfirst.errors import DataError
+from smallfirst.errors import DataError, unreadable
 from smallfirst.evidence import terms
 from smallfirst.schemas import JsonTextError, parse_json
 from smallfirst.types import Constraint, Request, ResponseFormat, Sampling, Stage, Usage
@@ -318,7 +318,7 @@ def _file(folder: Path, file: Path) -> Source | None:
     except UnicodeDecodeError:
         return None
     except OSError as error:
-        raise DataError(f"The source {str(file)!r} cannot be read: {error}.", hint="Leave it out.") from error
+        raise DataError(unreadable(file, error), hint="Leave it out.") from error
     return None if "\0" in text else Source(str(name), file.stem, text)
 
 

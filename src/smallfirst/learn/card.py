@@ -27,6 +27,7 @@ from smallfirst.learn.prefer import Pair
 
 T = TypeVar("T")
 _CARD = "card.json"
+_MAKE = "Make one with `smallfirst dataset TASK --out FOLDER`."
 _WRONG = "wrong"
 _BYTES_A_TOKEN = 4
 
@@ -124,10 +125,10 @@ def load(folder: Path) -> Folder:
         card = msgspec.json.decode(text, type=Card)
         splits = {split: _read(folder, card, split, Row) for split in SPLITS}
         wrong = _read(folder, card, _WRONG, WrongRow)
+    except FileNotFoundError:
+        raise DataError(f"There is no dataset in {str(folder)!r}.", hint=_MAKE) from None
     except (OSError, msgspec.DecodeError, KeyError) as error:
-        raise DataError(
-            f"There is no dataset in {folder}: {error}.", hint="Make one with `smallfirst dataset TASK --out FOLDER`."
-        ) from error
+        raise DataError(f"The dataset in {str(folder)!r} cannot be read: {error}.", hint=_MAKE) from error
     return Folder(card, splits, wrong, hashlib.sha256(text).hexdigest())
 
 

@@ -22,7 +22,7 @@ from typing import Any
 
 import msgspec
 
-from smallfirst.errors import ConfigError, StoreError
+from smallfirst.errors import ConfigError, DataError, StoreError
 from smallfirst.learn.pii.encodings import Edit, rewrite
 from smallfirst.learn.pii.names import Names
 from smallfirst.learn.pii.patterns import STRUCTURED, Finding, digits, structured
@@ -90,11 +90,11 @@ def encode(record: ScrubbedRecord) -> bytes:
 
 
 def decode(line: bytes) -> ScrubbedRecord:
-    """The record of an export's line. Raises StoreError when it is none."""
+    """The record of an export's line. Raises DataError when it is none."""
     try:
         return msgspec.json.decode(line, type=ScrubbedRecord)
-    except msgspec.DecodeError as error:
-        raise StoreError(f"A line of {len(line)} bytes is no scrubbed record: {error}.") from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"It is no scrubbed record: {error}.", hint="`smallfirst scrub` writes them.") from error
 
 
 class Scrubber:

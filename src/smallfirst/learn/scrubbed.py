@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
-from smallfirst.errors import RequestError, StoreError
+from smallfirst.errors import DataError, RequestError, StoreError
 from smallfirst.learn.pii.patterns import structured
 from smallfirst.learn.scrub import ScrubbedRecord, Scrubber, decode, encode, leaks
 from smallfirst.store import RecordFilter, Store, StoredRecord
@@ -73,14 +73,19 @@ async def write(
 
 
 class Lines:
-    """The scrubbed records of a file; each iteration reads it anew. Raises StoreError at a line that is none."""
+    """The scrubbed records of a file; each iteration reads it anew. Raises DataError at a line that is none."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
     def __iter__(self) -> Iterator[ScrubbedRecord]:
         with self._path.open("rb") as file:
-            yield from map(decode, file)
+            for number, line in enumerate(file, 1):
+                try:
+                    record = decode(line)
+                except DataError as error:
+                    raise DataError(f"{self._path}, line {number}: {error.message}", hint=error.hint) from error
+                yield record
 
 
 def _leaked(stored: StoredRecord, record: ScrubbedRecord, canaries: Sequence[str]) -> list[int | None]:

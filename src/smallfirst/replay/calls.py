@@ -22,7 +22,7 @@ import msgspec
 
 from smallfirst import bfcl
 from smallfirst.agreement import canonical_call
-from smallfirst.errors import DataError, RequestError
+from smallfirst.errors import DataError, RequestError, unreadable
 from smallfirst.types import Choice, Json, Origin, Request, ToolCall, Usage
 from smallfirst.validators import check_schemas
 from smallfirst.wire import WIRES
@@ -100,7 +100,7 @@ def load(path: Path, models: Sequence[str] = (), role: str = "") -> tuple[Call, 
         raw = path.read_bytes()
         raw = gzip.decompress(raw) if raw.startswith(_GZIP) else raw
     except (OSError, EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise DataError(f"Cannot read {str(path)!r}: {error}.", hint="Give a JSONL file, gzip or not.") from None
+        raise DataError(unreadable(path, error), hint="Give a JSONL file, gzip or not.") from None
     calls: dict[str, Call] = {}
     for number, line in enumerate(raw.split(b"\n"), start=1):
         if not line.strip():

@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from smallfirst.errors import ConfigError
+from smallfirst.errors import ConfigError, unreadable
 
 MAX_LINE = 64 * 2**20
 MAX_DOCUMENT = 256 * 2**20
@@ -46,7 +46,7 @@ def items(path: Path) -> Iterator[Item]:
         try:
             raw = stack.enter_context(path.open("rb"))
         except OSError as error:
-            raise ConfigError(f"{str(path)!r} cannot be read: {error.strerror}.") from None
+            raise ConfigError(unreadable(path, error)) from None
         zipped = raw.peek(2)[:2] == _GZIP
         file: Any = stack.enter_context(gzip.open(raw)) if zipped else raw
         number = 0
