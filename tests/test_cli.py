@@ -181,6 +181,7 @@ def test_report(config: str, records: list[str]) -> None:
 
 def test_report_of_nothing(config: str) -> None:
     """Where nothing is recorded, a report and a list say what to do; as JSON they stay data."""
+    run("keys", "add", "ci", "-c", config)
     assert "smallfirst serve" in run("report", "-c", config)
     assert "smallfirst serve" in run("records", "list", "-c", config)
     assert json.loads(run("report", "-c", config, "--json"))
@@ -200,6 +201,11 @@ def test_models_list() -> None:
         (["records", "list", "-c", "no.toml"], 2, "There is no file 'no.toml'."),
         (["records", "list", "--decision", "maybe"], 2, "Allowed: accept, escalate, abstain."),
         (["records", "list", "--since", "yesterday"], 2, "as in 12h"),
+        (["calibrate", "no-such-task"], 1, "There is no task 'no-such-task'. Tasks here: none."),
+        (["dataset", "no-such-task"], 1, "There is no task 'no-such-task'. Tasks here: none."),
+        (["releases", "no-such-task"], 1, "There is no task 'no-such-task'. Tasks here: none."),
+        (["evaluate", "no-such-task"], 1, "There is no task 'no-such-task'. Tasks here: none."),
+        (["select", "no-such-task"], 1, "There is no task 'no-such-task'. Tasks here: none."),
         (["records", "show", "no-such-record"], 1, "no-such-record"),
         (["keys", "revoke", "no-such-key"], 1, "no-such-key"),
         (["models", "rm", "no-such-model"], 2, "no-such-model"),
@@ -218,10 +224,29 @@ def test_errors(
 ) -> None:
     """A wrong command exits with 2, a failed one with 1; the error says what was given, without a traceback."""
     monkeypatch.chdir(tmp_path)
+    Path("smallfirst.db").touch()
     got, text = fail(monkeypatch, capsys, *args)
     assert got == code
     assert said in text
     assert "Traceback" not in text
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["report", "records list", "records show x", "tasks list", "dataset x", "calibrate x", "releases", "scrub",
+     "whatif --policy policy.toml", "loop --once", "evaluate x", "select x", "keys list",
+     "records list --store typo.db", "report --store sqlite:///typo.db"],
+)  # fmt: skip
+def test_a_store_is_made_only_where_records_come_from(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, command: str
+) -> None:
+    """A command that only reads refuses a store that is not there, and leaves no file behind."""
+    monkeypatch.chdir(tmp_path)
+    Path("policy.toml").write_text("[cascade]\nthreshold = 0.9\n")
+    code, said = fail(monkeypatch, capsys, *command.split())
+    assert code == 2
+    assert "There is no store at" in said
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["policy.toml"]
 
 
 @pytest.mark.parametrize(

@@ -113,7 +113,8 @@ def test_without_candidates_nothing_is_selected(desk: Path, here: Path) -> None:
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        (("evaluate", "unknown"), "no dataset"),
+        (("evaluate", "unknown"), "There is no task 'unknown'. Tasks here: desk."),
+        (("select", "unknown"), "There is no task 'unknown'. Tasks here: desk."),
         (("evaluate", "desk", "--arms", "B0,B7"), "--arms names 'B7'"),
         (("evaluate", "desk", "--alpha", "2"), "--alpha is 2.0"),
         (("evaluate", "desk", "--arms", "B3"), "no adapter at"),

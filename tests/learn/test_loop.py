@@ -334,6 +334,7 @@ def test_the_command_says_that_there_is_nothing_to_do(tmp_path: Path, monkeypatc
     monkeypatch.setattr(models, "pull", lambda *_: None)
     monkeypatch.chdir(tmp_path)
     Path("smallfirst.toml").write_text('[models.m]\nbackend = "fake"\n[store]\nurl = "sqlite:///calls.db"\n')
+    Path("calls.db").touch()
     done = CLI.invoke(app, ["loop", "--once"])
     assert (done.exit_code, "Nothing to do" in done.stdout) == (0, True)
     assert json.loads(CLI.invoke(app, ["loop", "--once", "--json"]).stdout) == {"tasks": []}
@@ -351,6 +352,7 @@ def test_a_failed_task_is_told_by_the_exit_code(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(models, "pull", lambda *_: None)
     monkeypatch.setattr(Loop, "once", once)
     monkeypatch.chdir(tmp_path)
+    Path("smallfirst.db").touch()
     done = CLI.invoke(app, ["loop", "--once"])
     assert done.exit_code == 1
     assert "train: disk full" in done.stdout

@@ -155,6 +155,15 @@ def test_tasks_are_found_listed_and_shown(shop: Shop):
         shop.run("tasks", "show", "none")
 
 
+def test_a_task_goes_by_its_name_or_id(shop: Shop):
+    """Commands take a found task's name and its id; for another name they tell which there are."""
+    [first, _] = shop.json("tasks", "find")
+    for said in (first["name"], first["task"]):
+        assert shop.json("releases", said)["task"] == first["task"]
+    with pytest.raises(NotFoundError, match=r"There is no task 'none'\. Tasks here: .*find-bus.*, auto:"):
+        shop.run("calibrate", "none")
+
+
 def test_tasks_are_corrected(shop: Shop):
     """A person's names, mergers and splits are kept with their figures, also over the next search."""
     shop.run("tasks", "find")
@@ -172,6 +181,7 @@ def test_tasks_are_corrected(shop: Shop):
 
 def test_without_records_there_are_no_tasks(empty: Shop):
     """An empty store has no tasks, and says so."""
+    (empty.folder / "calls.db").touch()
     assert empty.json("tasks", "find", code=1) == []
     assert empty.json("tasks", "list") == []
     assert "tasks find" in empty.run("tasks", "list").stdout

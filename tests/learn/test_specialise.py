@@ -92,7 +92,7 @@ def test_a_dataset_tells_people_what_was_done(desk: Path, tmp_path: Path) -> Non
         (("dataset", "desk", "--prompt", "short"), "Allowed: pruned, full"),
         (("dataset", "desk", "--from", "nothing.jsonl"), "There is no file 'nothing.jsonl'"),
         (("dataset", "desk", "--from", "calls.db"), "calls.db, line 1: It is no scrubbed record"),
-        (("dataset", "else", "--store", "calls.db"), "no call of the task 'else'"),
+        (("dataset", "else", "--store", "calls.db"), "There is no task 'else'. Tasks here: desk."),
         (("train",), "TASK or --data"),
         (("train", "unknown"), "no dataset"),
     ],

@@ -178,6 +178,14 @@ async def test_a_rare_task_is_found_without_reading_the_others(tmp_path):
     assert "TEMP B-TREE" not in plan
 
 
+async def test_the_tasks_of_the_records_are_listed_once(store):
+    """Every task that a record has is named, once."""
+    assert await store.recorded_tasks() == []
+    for task in ("trips", "rooms", "trips"):
+        await store.append(replace(make_record(), task=task))
+    assert await store.recorded_tasks() == ["rooms", "trips"]
+
+
 async def test_export_yields_every_record_in_full(store):
     """The export crosses page borders and carries the feedback with each record."""
     records = [make_record(f"call {n}") for n in range(120)]

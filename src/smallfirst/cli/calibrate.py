@@ -23,6 +23,7 @@ from smallfirst.cli.common import (
     out,
     parse_since,
     print_json,
+    task_named,
     with_store,
 )
 from smallfirst.errors import ConfigError
@@ -57,14 +58,14 @@ def calibrate(
     results: list[Result] = []
 
     async def work(db: Store) -> None:
-        start = parse_since(since)
+        start, name = parse_since(since), None if task is None else await task_named(db, task)
         columns = (TextColumn("reading records"), BarColumn(), MofNCompleteColumn())
         with Progress(*columns, console=err, transient=True) as bar:
-            shown = bar.add_task("", total=await db.count(RecordFilter(task=task, since=start)))
+            shown = bar.add_task("", total=await db.count(RecordFilter(task=name, since=start)))
             results.extend(
                 await run(
                     db,
-                    task=task,
+                    task=name,
                     alpha=alpha,
                     delta=delta,
                     since=start,

@@ -27,10 +27,11 @@ from rich.progress import (
 from smallfirst import models
 from smallfirst.assemble import open_configured_store
 from smallfirst.config import Config, load
-from smallfirst.errors import ConfigError
-from smallfirst.store import Store
+from smallfirst.errors import ConfigError, NotFoundError
+from smallfirst.store import Store, sqlite_path
 
 NOTHING_RECORDED = "No such calls are recorded. [bold]smallfirst serve[/] records those sent through it."
+_SOME = 8
 out, err = Console(), Console(stderr=True)
 
 ConfigOption = Annotated[
@@ -57,9 +58,11 @@ def writing(path: Path | None) -> Iterator[None]:
         ) from None
 
 
-def with_store(config: Path | None, work: Callable[[Store], Awaitable[None]], url: str | None = None) -> None:
-    """Run `work` with the configured store open, or the one at `url`."""
-    settings = configured(config, url)
+def with_store(
+    config: Path | None, work: Callable[[Store], Awaitable[object]], url: str | None = None, *, make: bool = False
+) -> None:
+    """Run `work` with the configured store open, or the one at `url`; see `configured`."""
+    settings = configured(config, url, make=make)
 
     async def run() -> None:
         store = await open_configured_store(settings, os.environ)
@@ -71,19 +74,39 @@ def with_store(config: Path | None, work: Callable[[Store], Awaitable[None]], ur
     asyncio.run(run())
 
 
-def configured(config: Path | None, url: str | None = None) -> Config:
-    """The configuration in the file `config`, with its records at `url` where that is given."""
+def configured(config: Path | None, url: str | None = None, *, make: bool = False) -> Config:
+    """The configuration in the file `config`, with its records at `url` (or path) where that is given.
+
+    Raises ConfigError where the SQLite file is not there, unless the command is one to `make` it.
+    """
     settings = load(config, os.environ)
-    if url is None:
-        return settings
-    if "://" not in url and not Path(url).is_file():
-        raise ConfigError(f"There is no store at {url!r}.", hint="Give an SQLite file or a database URL.")
-    return with_store_url(settings, url if "://" in url else f"sqlite:///{url}")
+    if url is not None:
+        settings = with_store_url(settings, url if "://" in url else f"sqlite:///{url}")
+    if not make and (path := sqlite_path(settings.store.url)) is not None and not path.is_file():
+        raise ConfigError(
+            f"There is no store at {str(path)!r}.",
+            hint="`smallfirst serve` and `smallfirst import` make one; store.url or --store names another.",
+        )
+    return settings
 
 
 def with_store_url(config: Config, url: str) -> Config:
     """`config` with its records at `url`."""
     return msgspec.structs.replace(config, store=msgspec.structs.replace(config.store, url=url))
+
+
+async def task_named(store: Store, said: str) -> str:
+    """The id of the task that was found and is named so, else `said`, where records have it.
+
+    Raises NotFoundError, which names some of the tasks, where it is neither.
+    """
+    names = {row.id: row.name for row in await store.tasks()}
+    names |= {task: names.get(task, task) for task in await store.recorded_tasks()}
+    task = next((task for task, name in names.items() if name == said), said)
+    if task not in names:
+        some = ", ".join([*names.values()][:_SOME]) + (", ..." if len(names) > _SOME else "")
+        raise NotFoundError(f"There is no task {said!r}.", hint=f"Tasks here: {some or 'none'}.")
+    return task
 
 
 async def check_dataset(store: Store, made_for: str, task: str) -> None:

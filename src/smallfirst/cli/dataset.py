@@ -22,13 +22,14 @@ from smallfirst.cli.common import (
     out,
     parse_since,
     print_json,
+    task_named,
     with_store,
 )
 from smallfirst.errors import ConfigError, DataError, unreadable
 from smallfirst.store import RecordFilter, Store
 
 if TYPE_CHECKING:
-    from smallfirst.learn.card import Card
+    from smallfirst.learn.card import Card, Folder
     from smallfirst.learn.dataset import Dataset, Settings
     from smallfirst.learn.scrub import ScrubbedRecord
 
@@ -90,6 +91,19 @@ def folder_of(parent: Path, task: str) -> Path:
     return parent / task.translate(_NO_NAME)
 
 
+def dataset_of(task: str, data: Path | None, config: Path | None, store: str | None) -> Folder:
+    """The dataset in the folder `data`, else the task's own.
+
+    Raises DataError where there is none, and NotFoundError where there is no such task either.
+    """
+    from smallfirst.learn.card import load
+
+    folder = data or folder_of(DATASETS, task)
+    if data is None and not folder.exists():
+        with_store(config, lambda db: task_named(db, task), store)
+    return load(folder)
+
+
 def _from_file(task: str, settings: Settings, source: Path) -> Dataset:
     from smallfirst.learn.dataset import build
     from smallfirst.learn.scrubbed import Lines
@@ -111,6 +125,7 @@ def _from_store(
     found: list[tuple[Dataset, dict[str, Any]]] = []
 
     async def work(db: Store) -> None:
+        await task_named(db, task)
         tasks = [task_of_row(row) for row in await db.tasks()]
         known = next((one for one in tasks if task in (one.id, one.name)), None)
         wanted = RecordFilter(task=None if known else task, since=since)  # calls of a found task need not carry its id

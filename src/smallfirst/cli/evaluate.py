@@ -28,7 +28,7 @@ from smallfirst.cli.common import (
     print_json,
     pull_progress,
 )
-from smallfirst.cli.dataset import DATASETS, TaskArgument, folder_of
+from smallfirst.cli.dataset import TaskArgument, dataset_of, folder_of
 from smallfirst.cli.train import ADAPTERS
 from smallfirst.config import Config
 from smallfirst.errors import ConfigError
@@ -67,12 +67,12 @@ def evaluate(
     specialist where the calibration accepts its answer and the large model elsewhere. The version evaluated and its
     calibration are kept in the store, to be released; the report and its pictures go beside the adapter.
     """
-    from smallfirst.learn.card import load
     from smallfirst.learn.evaluation import Settings, render, save, to_json
     from smallfirst.learn.pictures import draw
 
     wanted = _arms(arms)
     check_shares({"--alpha": alpha, "--delta": delta, "--margin": margin})
+    material = dataset_of(task, data, config, store)
     with pull_progress() as show:
         if base in models.CATALOGUE:
             models.pull(base, show)
@@ -80,7 +80,7 @@ def evaluate(
     folder = (adapter or folder_of(ADAPTERS, task) / "adapter.gguf").parent
     work = _Work(
         task=task,
-        data=load(data or folder_of(DATASETS, task)),
+        data=material,
         adapter=adapter or (folder / "adapter.gguf" if special else None),
         base=base,
         large=large,

@@ -42,7 +42,7 @@ def import_(
             shown = bar.add_task("", total=sum(path.stat().st_size for path in files if path.is_file()))
             result = await run(db, files, form=form, task=task, progress=lambda n: bar.update(shown, completed=n))
 
-    with_store(config, work, store)
+    with_store(config, work, store, make=True)
     if as_json:
         print_json(asdict(result))
     else:

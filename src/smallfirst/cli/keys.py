@@ -48,7 +48,7 @@ def keys_add(
             out.print(f"Key [bold]{row.id}[/] ({row.role}); it is shown this once:", highlight=False)
             out.print(secret, highlight=False, markup=False, soft_wrap=True)
 
-    with_store(config, work)
+    with_store(config, work, make=True)
 
 
 @app.command("list", epilog="Example: smallfirst keys list --json")

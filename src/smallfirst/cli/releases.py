@@ -21,6 +21,7 @@ from smallfirst.cli.common import (
     parse_duration,
     print_json,
     pull_progress,
+    task_named,
     tell,
     with_store,
 )
@@ -120,6 +121,8 @@ def releases(
             return
         name = await _task(db, task)
         one, versions, moves = await db.release(name), await db.versions(name), await db.moves(name)
+        if not versions:
+            await task_named(db, task)
         if as_json:
             print_json(_facts(one) | {"versions": versions, "moves": moves})
             return

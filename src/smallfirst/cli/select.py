@@ -24,7 +24,7 @@ from smallfirst.cli.common import (
     out,
     print_json,
 )
-from smallfirst.cli.dataset import DATASETS, TaskArgument, folder_of
+from smallfirst.cli.dataset import TaskArgument, dataset_of, folder_of
 from smallfirst.config import Config
 from smallfirst.report import FigureSpec
 from smallfirst.stats import Figure
@@ -61,11 +61,10 @@ def select(
 
     Each is asked zero-shot and with the nearest examples. Broken off and run again, it goes on where it was.
     """
-    from smallfirst.learn.card import load
     from smallfirst.learn.select import Settings, save, to_json
 
     check_shares({"--margin": margin})
-    material = load(data or folder_of(DATASETS, task))
+    material = dataset_of(task, data, config, store)
     folder = output or folder_of(SELECTIONS, task)
     names = [name.strip() for name in candidates.split(",")] if candidates else []
     settings = Settings(limit=limit, margin=margin)

@@ -2,6 +2,7 @@
 
 from smallfirst.store.calibrations import CalibrationRow, Versions
 from smallfirst.store.crypto import Keyring
+from smallfirst.store.database import sqlite_path
 from smallfirst.store.keys import KeyLimits, KeyRow, parse_key
 from smallfirst.store.ledger import Reservation
 from smallfirst.store.rows import AttemptSummary, RecordFilter, RecordSummary, StoredRecord
@@ -23,4 +24,5 @@ __all__ = [
     "Versions",
     "open_store",
     "parse_key",
+    "sqlite_path",
 ]

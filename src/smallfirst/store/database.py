@@ -9,12 +9,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from functools import lru_cache
 from itertools import chain
+from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
 
 from smallfirst.errors import ConfigError, StoreError
 
 Durability = Literal["process", "power"]
 Row = tuple[Any, ...]
+_SQLITE = "sqlite:///"
 
 
 class ConnectionLost(StoreError):
@@ -66,10 +68,10 @@ def database(url: str, *, durability: Durability, busy_timeout_s: float) -> Data
 
     Raises ConfigError for anything else.
     """
-    if url.startswith("sqlite:///"):
+    if url.startswith(_SQLITE):
         from smallfirst.store.sqlite import SqliteDatabase
 
-        return SqliteDatabase(url.removeprefix("sqlite:///"), durability, busy_timeout_s)
+        return SqliteDatabase(url.removeprefix(_SQLITE), durability, busy_timeout_s)
     if url.startswith(("postgresql://", "postgres://")):
         from smallfirst.store.postgres import PostgresDatabase
 
@@ -79,6 +81,11 @@ def database(url: str, *, durability: Durability, busy_timeout_s: float) -> Data
         f"The store's URL has the scheme {scheme!r}; allowed are 'sqlite' and 'postgresql'.",
         hint="Write sqlite:///smallfirst.db or postgresql://user@host/database.",
     )
+
+
+def sqlite_path(url: str) -> Path | None:
+    """The file that holds the store at `url`; None where a server does."""
+    return Path(url.removeprefix(_SQLITE)) if url.startswith(_SQLITE) else None
 
 
 def insert(connection: Connection, into: str, rows: Sequence[Row], *, conflict: str) -> None:

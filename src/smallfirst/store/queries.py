@@ -89,6 +89,11 @@ def count(connection: Connection, codec: Codec, wanted: RecordFilter) -> int:
     return int(found)
 
 
+def tasks(connection: Connection) -> list[str]:
+    """The tasks of the records."""
+    return [task for (task,) in connection.query("SELECT DISTINCT task FROM records ORDER BY task")]
+
+
 def _page(
     connection: Connection, codec: Codec, columns: str, wanted: RecordFilter, limit: int, after: str | None
 ) -> list[Row]:

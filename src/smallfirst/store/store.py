@@ -217,6 +217,10 @@ class Store:
         """The tasks that were found, oldest first."""
         return await self._readers.run(lambda c: select_tasks(c, self._codec.sealer))
 
+    async def recorded_tasks(self) -> list[str]:
+        """The tasks of the records, in the order of their names."""
+        return await self._readers.run(queries.tasks)
+
     async def replace_tasks(self, tasks: Sequence[TaskRow]) -> None:
         """Keep exactly these tasks."""
         await self._writer.run(lambda c: replace_tasks(c, self._codec.sealer, tasks), order="tasks")
