@@ -209,6 +209,8 @@ def test_models_list() -> None:
         (["records", "show", "no-such-record"], 1, "no-such-record"),
         (["keys", "revoke", "no-such-key"], 1, "no-such-key"),
         (["models", "rm", "no-such-model"], 2, "no-such-model"),
+        (["keys", "add", ""], 2, "The key's name is ''"),
+        (["keys", "add", " "], 2, "Say what the key is for"),
         (["keys", "add", "x", "--role", "king"], 2, "king"),
         (["no-such-command"], 2, "no-such-command"),
     ],

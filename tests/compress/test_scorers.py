@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from types import SimpleNamespace
 
 import pytest
 from aiohttp import web
 
 from smallfirst import models
-from smallfirst.compress import native
+from smallfirst.compress import native, tokens
 from smallfirst.compress.scoring import Ask, PromptScorer, Template
-from smallfirst.compress.tokens import EngineModel, TokenModel, VllmModel, gguf_shape
+from smallfirst.compress.tokens import EngineModel, TokenModel, TransformersModel, VllmModel, gguf_shape
 from smallfirst.errors import BackendGarbage, ModelFileError, SmallfirstError, UpstreamError
 
 ASKS = [Ask("Who sings?", "Ann sings 12 songs."), Ask("", "😀"), Ask("", "")]
@@ -112,6 +113,19 @@ async def _vllm(told: dict[str, float] | None) -> AsyncIterator[str]:
         yield f"http://127.0.0.1:{runner.addresses[0][1]}/v1"
     finally:
         await runner.cleanup()
+
+
+async def test_a_model_that_transformers_cannot_find_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error tells what may be named, whatever the library says of the internet."""
+
+    def from_pretrained(_: str) -> None:
+        raise OSError("We couldn't connect to a hub. Check your internet connection.")
+
+    library = SimpleNamespace(AutoTokenizer=SimpleNamespace(from_pretrained=from_pretrained))
+    monkeypatch.setattr(tokens, "need", lambda _: library)
+    with pytest.raises(ModelFileError, match="There is no model 'nope' on this machine") as raised:
+        await TransformersModel("nope").start()
+    assert "internet" not in str(raised.value)
 
 
 async def test_vllm_is_asked_for_the_prompts_own_tokens() -> None:

@@ -101,6 +101,21 @@ def test_import_tells_what_it_did(empty: Shop):
         empty.run("import", path, "--format", "csv")
 
 
+def test_import_says_a_thing_once(empty: Shop):
+    """What is wrong in the same way at several lines, or several times in one, is one line with a count."""
+    path = empty.write("log.jsonl", log()[0], *["{bad"] * 3, "[]", *["{bad"] * 30)
+    [line] = [line for line in empty.run("import", path).stderr.splitlines() if "not JSON" in line]
+    assert line.startswith(f"{path}:2,3,4,6,7,")
+    assert line.endswith("(33 times)")
+
+
+def test_a_task_that_its_callers_name_is_listed_by_one_word(empty: Shop):
+    """Where id and name are the same, the list shows it once."""
+    empty.run("import", empty.write("log.jsonl", *log()), "--task", "trips")
+    assert [one["task"] for one in empty.json("tasks", "find")] == ["trips"]
+    assert empty.run("tasks", "list").stdout.count("trips") == 1
+
+
 def test_scrub_writes_records_without_personal_data(shop: Shop):
     """Every record becomes a line; what identifies is gone, the same again in a second run; --show shows some."""
     out = shop.folder / "scrubbed.jsonl"

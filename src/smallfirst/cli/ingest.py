@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 _SHOWN = 20
+_LINES = 10
 
 
 @app.command("import", epilog="Example: smallfirst import spend-logs.jsonl.gz --format litellm")
@@ -52,10 +54,16 @@ def import_(
 
 
 def _tell(result: Imported) -> None:
-    for problem in result.problems[:_SHOWN]:
-        err.print(f"{problem.file}:{problem.line}: {problem.reason}", markup=False, highlight=False, soft_wrap=True)
-    if result.bad > _SHOWN:
-        err.print(f"... and {result.bad - _SHOWN} more", highlight=False)
+    alike = defaultdict[tuple[str, str], list[int]](list)
+    for problem in result.problems:
+        alike[problem.file, problem.reason].append(problem.line)
+    shown = [*alike.items()][:_SHOWN]
+    for (file, reason), lines in shown:
+        where = ",".join(str(line) for line in [*dict.fromkeys(lines)][:_LINES])
+        times = f" ({len(lines)} times)" if len(lines) > 1 else ""
+        err.print(f"{file}:{where}: {reason}{times}", markup=False, highlight=False, soft_wrap=True)
+    if rest := result.bad - sum(len(lines) for _, lines in shown):
+        err.print(f"... and {rest} more", highlight=False)
     parts = [f"{result.added} calls imported"]
     parts += [f"{result.known} were there already"] if result.known else []
     parts += [f"{result.others} things that are no answered calls passed over"] if result.others else []

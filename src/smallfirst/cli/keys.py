@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from smallfirst.cli.common import ConfigOption, JsonOption, out, print_json, tell, with_store
+from smallfirst.errors import ConfigError
 from smallfirst.store import KeyLimits, Store
 
 app = typer.Typer(no_args_is_help=True, help="API keys of the gateway's callers.")
@@ -38,6 +39,10 @@ def keys_add(
     as_json: JsonOption = False,
 ) -> None:
     """Make an API key. Its secret is shown once and kept only as a hash."""
+    if not name.strip():
+        raise ConfigError(
+            f"The key's name is {name!r}.", hint="Say what the key is for, as in `smallfirst keys add ci`."
+        )
 
     async def work(db: Store) -> None:
         limits = KeyLimits(requests_per_minute, tokens_per_minute, concurrent, usd_per_day)

@@ -224,7 +224,8 @@ def _table(figures: Sequence[Figures]) -> Table:
         month = "" if one.cost_month_usd is None else f"{one.cost_month_usd:.4g}"
         share = one.share_calls if one.share_cost is None else one.share_cost
         right = f"{one.correct / one.labelled:.0%} of {one.labelled}" if one.labelled else ""
-        name = "[dim]no task[/]" if one.task is None else f"{escape(one.name)}\n[dim]{escape(one.task)}[/]"
+        name = "[dim]no task[/]" if one.task is None else escape(one.name)
+        name += f"\n[dim]{escape(one.task)}[/]" if one.task not in (None, one.name) else ""
         tokens = f"{one.input_tokens + one.output_tokens:,}"
         table.add_row(name, str(one.calls), str(one.episodes), tokens, usd, month, f"{share:.1%}", right)
     return table

@@ -269,6 +269,11 @@ class TransformersModel:
             self._tokenizer = transformers.AutoTokenizer.from_pretrained(self._folder)
             model = transformers.AutoModelForCausalLM.from_pretrained(self._folder, dtype="auto")
         except (OSError, ValueError) as error:
+            if isinstance(error, OSError) and not Path(self._folder).is_dir():  # the library speaks of the internet
+                raise ModelFileError(
+                    f"There is no model {self._folder!r} on this machine.",
+                    hint="Name a folder that `save_pretrained` wrote, or a model that transformers has fetched before.",
+                ) from error
             raise ModelFileError(f"transformers cannot load {self._folder!r}: {error}.") from error
         self._torch = torch
         self._model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
