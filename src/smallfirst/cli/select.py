@@ -60,6 +60,7 @@ def select(
     """Try small models on a task's held-out calls, and name the cheapest that is shown to be as good as the large one.
 
     Each is asked zero-shot and with the nearest examples. Broken off and run again, it goes on where it was.
+    Fails when none of the --candidates can be tried.
     """
     from smallfirst.learn.select import Settings, save, to_json
 
@@ -72,7 +73,13 @@ def select(
     written = save(found, folder)
     if as_json:
         print_json({**to_json(found), "report": str(written)})
-        return
+    else:
+        _tell(task, found, written)
+    if names and not found.trials:  # none of those asked for could be tried
+        raise typer.Exit(1)
+
+
+def _tell(task: str, found: Selection, written: Path) -> None:
     if found.trials:
         out.print(_table(found))
     for name, why in found.excluded.items():
