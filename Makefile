@@ -9,7 +9,7 @@ demo: .venv/demo  ## answer real questions with the embedded model, then run the
 	$(BIN)/smallfirst demo
 
 test: .venv/dev  ## run the tests
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 test-learn: .venv/learn  ## run the tests of training, which need torch
 	$(BIN)/python -m pytest tests/learn/test_train.py tests/learn/test_specialise.py

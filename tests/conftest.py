@@ -1,16 +1,20 @@
-"""Databases for every test that asks for one: each such test runs on SQLite and on a real PostgreSQL server."""
+"""What tests of several folders ask for: databases (each such test runs on SQLite and on a real PostgreSQL server), and
+servers that stop at once."""
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import subprocess
 import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import psycopg
 import pytest
+import structlog
 
 
 @pytest.fixture(scope="session")
@@ -44,3 +48,18 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     with psycopg.connect(server, autocommit=True) as connection:
         connection.execute(f"CREATE SCHEMA {schema}")
     return f"{server}&options=-csearch_path%3D{schema}"
+
+
+@pytest.fixture(autouse=True)
+def logs_as_usual() -> Iterator[None]:
+    """What a test's gateway logs to ends with the test; the next one's logs must not go there."""
+    yield
+    structlog.reset_defaults()
+
+
+@pytest.fixture
+def brisk_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    """uvicorn looks every 0.1 s whether to stop, and waits as long again; tests have no time for that."""
+    patient = asyncio.sleep
+    own = SimpleNamespace(**{**vars(asyncio), "sleep": lambda seconds: patient(seconds / 20)})
+    monkeypatch.setattr("uvicorn.server.asyncio", own)

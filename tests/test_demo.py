@@ -229,7 +229,7 @@ class Taught(Large):
     """Stands in for the large model; what it is taught, stand-ins for a small model and its specialist learn too."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__(mistakes=0.0)  # of its mistakes others' answers would wait long for a label
         self.small, self.special = Large(mistakes=1.0), Large(mistakes=0.0)
 
     def teach(self, asks: Iterable[Ask]) -> None:
@@ -299,7 +299,7 @@ async def test_the_loop_is_shown_from_the_log_to_the_new_call_site(
     text = printed.getvalue()
     assert [f"{n}  " in text for n in range(1, 10)] == [n != 6 for n in range(1, 10)]
     assert "simulated-large" in text
-    assert [rollout["step"] for rollout in found["rollouts"]] == ["live", "live"]
+    assert [rollout["step"] for rollout in found["rollouts"]] == ["live", "live"], text
     assert [[task["outcome"] for task in done].count("released") for done in found["passes"]] == [1, 1]
     assert min(found["before"][0]["calls"], found["after"][0]["calls"]) > 0
     assert found["drift"]["after"][0]["calls"] == 3

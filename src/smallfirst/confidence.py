@@ -173,7 +173,7 @@ class _Asked:
         return isinstance(other, _Asked) and all(map(is_, self._parts, other._parts))
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=8)  # each entry keeps a whole request
 def _features_of(asked: _Asked) -> Mapping[str, float]:
     request = asked.request
     tools = request.callable_tools

@@ -9,13 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import takewhile
 from typing import Literal
 
 from smallfirst.labels import Label
 from smallfirst.store import StoredRecord
 from smallfirst.targets import AS_RECORDED, Target
-from smallfirst.types import AFTERWARDS, Attempt, ConstraintMode, Mode, offered
+from smallfirst.types import AFTERWARDS, Attempt, ConstraintMode, Mode, evidence_of, offered
 
 Action = Literal["accept", "escalate", "large", "none"]
 ENOUGH = 400
@@ -111,7 +110,7 @@ def trace(record: StoredRecord, labels: Sequence[Label | None]) -> Trace:
     audits = [a.probability for a in attempts if a.decision == "audit" and a.probability is not None]
     by_audit = min(audits, default=1.0)
     steps = [
-        _step(attempts, n, labels[offered(attempts, n)], afterwards=n >= later, by_audit=by_audit)
+        _step(attempts, n, labels, afterwards=n >= later, by_audit=by_audit)
         for n, attempt in enumerate(attempts)
         if attempt.decision != "evidence"
     ]
@@ -120,13 +119,12 @@ def trace(record: StoredRecord, labels: Sequence[Label | None]) -> Trace:
     return Trace(record.task, record.mode, record.reason, size, tuple(steps))
 
 
-def _beside(following: Sequence[Attempt]) -> Sequence[Attempt]:
-    return list(takewhile(lambda attempt: attempt.decision == "evidence", following))
-
-
-def _step(attempts: Sequence[Attempt], n: int, label: Label | None, *, afterwards: bool, by_audit: float) -> Step:
-    """`label` is that of the answer which the n-th attempt's stage offers."""
-    attempt, beside = attempts[n], _beside(attempts[n + 1 :])
+def _step(
+    attempts: Sequence[Attempt], n: int, labels: Sequence[Label | None], *, afterwards: bool, by_audit: float
+) -> Step:
+    """The n-th attempt, with the confidence and the label of the answer that its stage offers."""
+    attempt, beside, best = attempts[n], [attempts[m] for m in evidence_of(attempts, n)], offered(attempts, n)
+    label = labels[best]
     features, answered = attempt.features, attempt.completion is not None
     ok = answered and attempt.verdict.ok
     told = "constrained" in features and any(features.get(name, 0) > 0 for name in _NOTHING_TO_HOLD_TO)
@@ -140,7 +138,7 @@ def _step(attempts: Sequence[Attempt], n: int, label: Label | None, *, afterward
         skipped=attempt.reason == "budget",
         afterwards=afterwards,
         constrained=bool(features["constrained"]) if told else None,
-        confidence=attempts[offered(attempts, n)].confidence,
+        confidence=attempts[best].confidence,
         probability=1.0 if attempt.probability is None else attempt.probability,
         usd=sum(NAN if a.cost_usd is None else a.cost_usd for a in (attempt, *beside)),
         seconds=attempt.seconds + max((a.seconds for a in beside), default=0.0),

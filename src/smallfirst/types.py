@@ -335,14 +335,21 @@ class Pair:
     large_tokens: int
 
 
+def evidence_of(attempts: Sequence[Attempt], n: int) -> range:
+    """Which of `attempts` were made beside the n-th one: those that follow it as evidence."""
+    end = n + 1
+    while end < len(attempts) and attempts[end].decision == "evidence":
+        end += 1
+    return range(n + 1, end)
+
+
 def offered(attempts: Sequence[Attempt], n: int) -> int:
     """Which of `attempts` holds the answer that the n-th one's stage offers: the surest of its own and those beside it,
     its own where none is surer."""
-    best, beside = n, n + 1
-    while beside < len(attempts) and attempts[beside].decision == "evidence":
-        if (attempts[beside].confidence or 0.0) > (attempts[best].confidence or 0.0):
-            best = beside
-        beside += 1
+    best = n
+    for m in evidence_of(attempts, n):
+        if (attempts[m].confidence or 0.0) > (attempts[best].confidence or 0.0):
+            best = m
     return best
 
 

@@ -63,6 +63,17 @@ async def desk(folder: Path, count: int = 400, **settings: float) -> tuple[Store
     return store, card.load(folder / "data")
 
 
+def desk_folder(folder: Path, count: int, calibration: float) -> Path:
+    """`folder` with the help desk's store and dataset, that share of it to calibrate on."""
+
+    async def make() -> None:
+        store, _ = await desk(folder, count, calibration=calibration)
+        await store.close()
+
+    asyncio.run(make())
+    return folder
+
+
 def _priced(record: Record) -> Record:
     [attempt] = record.attempts
     return replace(record, attempts=(replace(attempt, cost_usd=0.01, cost_usd_local_free=0.01, seconds=2.0),))

@@ -30,14 +30,7 @@ SKILL, RAW_SKILL = 0.85, 0.2
 @pytest.fixture(scope="module")
 def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the help desk's store and dataset, a third of it to calibrate on."""
-    folder = tmp_path_factory.mktemp("desk")
-
-    async def make() -> None:
-        store, _ = await experts.desk(folder, 420, calibration=0.4)
-        await store.close()
-
-    asyncio.run(make())
-    return folder
+    return experts.desk_folder(tmp_path_factory.mktemp("desk"), 420, 0.4)
 
 
 @pytest.fixture

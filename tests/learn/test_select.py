@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -33,14 +32,7 @@ WIDE = Settings(limit=50, margin=0.1)
 @pytest.fixture(scope="module")
 def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the help desk's store and dataset, half of it to try models on."""
-    folder = tmp_path_factory.mktemp("desk")
-
-    async def make() -> None:
-        store, _ = await experts.desk(folder, 150, calibration=0.6)
-        await store.close()
-
-    asyncio.run(make())
-    return folder
+    return experts.desk_folder(tmp_path_factory.mktemp("desk"), 150, 0.6)
 
 
 @pytest.fixture

@@ -30,7 +30,7 @@ def write_model(path: Path, seed: int = 0) -> Path:
     """Writes the model. Weights are float32 in the file and bfloat16 in training."""
     tokens, merges = vocabulary()
     writer = gguf.GGUFWriter(path, "llama")
-    writer.add_context_length(512)
+    writer.add_context_length(4096)
     writer.add_embedding_length(WIDTH)
     writer.add_block_count(LAYERS)
     writer.add_feed_forward_length(INNER)

@@ -1,10 +1,8 @@
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from recording import Loopback
@@ -12,11 +10,8 @@ from running import Running, Start, says, started
 
 
 @pytest.fixture(autouse=True)
-def brisk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """uvicorn looks every 0.1 s whether to stop, and waits as long again; tests have no time for that."""
-    patient = asyncio.sleep
-    own = SimpleNamespace(**{**vars(asyncio), "sleep": lambda seconds: patient(seconds / 20)})
-    monkeypatch.setattr("uvicorn.server.asyncio", own)
+def brisk(brisk_server: None) -> None:
+    """All tests here stop servers."""
 
 
 @pytest.fixture

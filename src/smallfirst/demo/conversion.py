@@ -53,7 +53,7 @@ _MILLION = 1_000_000
 _MONTH_S = 30 * 86_400.0
 _RULES = Rules(level=0.1, shares=(0.5,), margin=0.2, shadow_margin=0.3, valid_margin=0.2, settle_s=5.0)
 """Wide margins, so that about 60 calls decide; `release.rules_for` gives those of real traffic."""
-_TRAINING = TrainConfig(step_tokens=256, epochs=6.0)
+_TRAINING = TrainConfig(step_tokens=256, epochs=6.0, evaluations=1, validation_tokens=1024)
 _MATERIAL = Material(calibration=0.36, test=0.1)
 _EVALUATING = Evaluating(arms=("B0", "B4"), limit=25, labels=150, alpha=0.1)
 _SELECTING = Selecting(limit=20, least=5, examples=2)

@@ -19,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 
 from smallfirst import bfcl, report
 from smallfirst.bfcl import Question
-from smallfirst.errors import ConfigError
+from smallfirst.demo.client import connected
 from smallfirst.report import Report
 from smallfirst.store import RecordFilter, RecordSummary, Store
 from smallfirst.types import ToolCall
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
 ToolChoiceMode = Literal["auto", "required"]
 LABEL = "bfcl gold"
-TIMEOUT_S = 120.0
 MAX_TOKENS = 256
 """Longer than all but a few gold answers; keeps a model that does not come to an end from taking the time of many."""
 
@@ -147,16 +146,9 @@ async def run_questions(
 
     A call that fails is an outcome with `failure`. Raises ConfigError when the `openai` package is not installed.
     """
-    try:
-        from openai import AsyncOpenAI
-    except ImportError as error:
-        raise ConfigError(
-            "The demo calls the gateway through the official openai client, which is not installed.",
-            hint="Run `pip install 'smallfirst[demo]'`.",
-        ) from error
     outcomes: list[Outcome] = []
     until = time.monotonic() + seconds
-    async with AsyncOpenAI(base_url=base_url, api_key=api_key, max_retries=0, timeout=TIMEOUT_S) as client:
+    async with connected(base_url, api_key) as client:
         for question in questions:
             if time.monotonic() >= until:
                 break

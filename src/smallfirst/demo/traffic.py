@@ -6,19 +6,15 @@ import asyncio
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from smallfirst import report
-from smallfirst.errors import ConfigError
+from smallfirst.demo.client import connected
 from smallfirst.helpdesk.sites import Ask
 from smallfirst.report import Report
 from smallfirst.store import RecordFilter, Store
 
-if TYPE_CHECKING:
-    from openai import AsyncOpenAI
-
 LABEL = "help-desk gold"
-TIMEOUT_S = 120.0
 
 
 @dataclass(slots=True)
@@ -36,14 +32,7 @@ class Traffic:
     def __init__(self, base_url: str, store: Store) -> None:
         """`base_url` is up to and with /v1, of the gateway that records in `store`. Raises ConfigError without the
         `openai` client."""
-        try:
-            from openai import AsyncOpenAI
-        except ImportError as error:
-            raise ConfigError(
-                "The demo calls the gateway through the official openai client, which is not installed.",
-                hint="Run `pip install 'smallfirst[demo]'`.",
-            ) from error
-        self._client: AsyncOpenAI = AsyncOpenAI(base_url=base_url, api_key="unused", max_retries=0, timeout=TIMEOUT_S)
+        self._client = connected(base_url, "unused")
         self._store = store
 
     async def close(self) -> None:

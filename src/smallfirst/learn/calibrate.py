@@ -25,7 +25,7 @@ from smallfirst.labels import Kind, Label, Outcomes, label_of, referred, request
 from smallfirst.monitor import Monitor
 from smallfirst.registry import watched
 from smallfirst.store import RecordFilter, Store, StoredRecord
-from smallfirst.types import Attempt, Decision, Request, total_usd
+from smallfirst.types import Attempt, Decision, Request, evidence_of, total_usd
 
 MOST = 5000
 """Labelled calls of a task that are used, the newest; more make no better calibrator."""
@@ -246,9 +246,8 @@ def _take(record: StoredRecord, outcomes: Outcomes, samples: dict[Key, Sample], 
 
 def _others(record: StoredRecord, request: Request | None, n: int, outcomes: Outcomes) -> Iterator[Other]:
     """The valid answers of other models that stand beside the n-th attempt."""
-    for m, attempt in enumerate(record.attempts[n + 1 :], start=n + 1):
-        if attempt.decision != "evidence":
-            return
+    for m in evidence_of(record.attempts, n):
+        attempt = record.attempts[m]
         if attempt.features and attempt.model != record.attempts[n].model:
             label = label_of(record, request, m, outcomes)
             yield Other(attempt.stage, attempt.model, attempt.features, label is not None and label.correct)

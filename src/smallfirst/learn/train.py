@@ -34,7 +34,6 @@ _CHECKPOINT = "checkpoint.pt"
 _LARGEST_GRADIENT = 1.0
 _BETAS = (0.9, 0.99)
 _SPEED_SPAN = 10  # steps over which tokens/s are shown
-_VALIDATION_TOKENS = 8192  # of the validation examples that an evaluation without a metric takes
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +44,8 @@ class TrainConfig:
     bitsandbytes). The learning rate rises to its largest value over the first `warmup` of the plan, and falls to 0 at
     its end. `longest` leaves out examples of more tokens. A step takes at most `step_tokens` tokens, or one longer
     example. Training ends after `epochs`, after `max_minutes`, in which evaluations on the way count, or when
-    `patience` of the `evaluations`, which are spread over the plan, brought no better adapter. `threads` None: torch's
-    own.
+    `patience` of the `evaluations`, which are spread over the plan, brought no better adapter; without a metric each
+    takes so many `validation_tokens`. `threads` None: torch's own.
     """
 
     method: Literal["lora", "dora", "qlora"] = "lora"
@@ -59,6 +58,7 @@ class TrainConfig:
     step_tokens: int = 512
     longest: int = 2048
     evaluations: int = 3
+    validation_tokens: int = 8192
     patience: int = 3
     checkpoint_s: float = 60.0
     seed: int = 0
@@ -284,7 +284,7 @@ class _Training:
         """As many of the examples, drawn by the seed, as an evaluation takes."""
         groups = together(examples, self._config.longest)
         random.Random(self._config.seed).shuffle(groups)
-        return next(batches(groups, _VALIDATION_TOKENS))
+        return next(batches(groups, self._config.validation_tokens))
 
     def _validation_loss(self) -> float:
         loss = weight = 0.0

@@ -28,3 +28,5 @@ async def follow(*followed: Followed) -> None:
                 await one.refresh()
             except SmallfirstError as err:
                 log.warning("changes not read", of=type(one).__name__, error=str(err))
+            except Exception:  # one defect must not end what a gateway follows, for nobody would notice
+                log.exception("defect", of=type(one).__name__)
