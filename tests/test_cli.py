@@ -132,6 +132,24 @@ def test_records_list(config: str, records: list[str]) -> None:
     assert records[0] in run("records", "list", "-c", config)
 
 
+def test_records_are_listed_whole_on_80_columns(config: str, tmp_path: Path) -> None:
+    """Ids stand whole on a line; of names that are too long the rest is on the next line, and nothing is cut off."""
+    request = {"model": "gpt-4o-2024-08-06", "messages": [{"role": "user", "content": "hello"}]}
+    response = {"model": "gpt-4o-2024-08-06", "choices": [{"message": {"content": "hi"}, "finish_reason": "stop"}]}
+    log = tmp_path / "log.jsonl"
+    log.write_text(json.dumps({"request": request, "response": response}))
+    run("import", str(log), "--task", "helpdesk/answer-with-a-long-name", "-c", config)
+    [row] = json.loads(run("records", "list", "-c", config, "--json"))
+    said = run("records", "list", "-c", config)
+    assert row["id"] in said.split()
+    assert len(row["id"]) == 36
+    assert "…" not in said
+    assert max(map(len, said.splitlines())) <= 80
+    [head] = [line for line in said.splitlines() if "decision" in line]
+    names = [line[head.index("task") : head.index("decision")].strip() for line in said.splitlines()]
+    assert "helpdesk/answer-with-a-long-name" in "".join(names)
+
+
 def test_records_show_and_export(config: str, records: list[str]) -> None:
     """`records show` prints one whole record, `records export` each on a line."""
     shown = json.loads(run("records", "show", records[0], "-c", config))

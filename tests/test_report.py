@@ -197,9 +197,12 @@ def test_a_report_does_not_keep_the_calls() -> None:
     assert [task.calls for task in found.tasks] == [6667, 6667, 6666]
 
 
-def test_the_table_fits_100_columns_whole() -> None:
-    """No cell is cut off at 100 columns, long task names included."""
+@pytest.mark.parametrize("width", [80, 100])
+def test_the_tables_fit_whole(width: int) -> None:
+    """No cell is cut off at 80 columns and no column left out, long task names included."""
     calls = [replace(call, task=f"{call.task}:live_parallel_multiple") for call in CALLS for _ in range(50)]
-    text = text_of(calls)
+    text = text_of(calls, width)
     assert "…" not in text
-    assert max(map(len, text.splitlines())) <= 100
+    assert max(map(len, text.splitlines())) <= width
+    by_task = text.partition("By task")[2]
+    assert all(word in by_task.split() for word in ("accuracy", "coverage", "failure", "CPS", "only"))

@@ -44,7 +44,7 @@ _COLUMNS = np.dtype(
         *((name, "?") for name in _FLAGS),
     ]
 )
-_TASK_TABLE = ("coverage", "accepted_failure", "accuracy", "escalation", "latency_p50", "cps", "cps_ratio")
+_TASK_TABLE = ("coverage", "accepted_failure", "accuracy", "cps", "cps_ratio")
 
 
 class Call(Protocol):
@@ -234,7 +234,7 @@ def figure_row(figure: Figure) -> dict[str, float | int | None]:
 
 
 def render(report: Report) -> Group:
-    """The report as tables that fit 100 columns; tasks get a table of their own when there are several."""
+    """The report as tables that fit 80 columns; tasks get a table of their own when there are several."""
     tables = [_overall_table(report)]
     if len(report.tasks) > 1:
         tables.append(_task_table(report))
@@ -328,7 +328,7 @@ def _row(summary: Summary, report: Report) -> dict[str, Any]:
 
 
 def _overall_table(report: Report) -> Table:
-    table = Table(title=f"{report.overall.calls:,} calls", title_justify="left")
+    table = Table(title=f"{report.overall.calls:,} calls", title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))
     table.add_column("figure", no_wrap=True)
     table.add_column("value", justify="right", no_wrap=True)
     table.add_column(f"{report.level:.0%} interval", justify="right", no_wrap=True)
@@ -347,17 +347,20 @@ def _task_table(report: Report) -> Table:
     table = Table(
         title=f"By task, {report.level:.0%} intervals", title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0)
     )
-    longest = max(len(summary.task or "") for summary in report.tasks)
-    table.add_column("task", overflow="fold", min_width=min(longest, 24))
-    table.add_column("calls", justify="right", no_wrap=True)
-    shown = [spec for spec in FIGURES if spec.attribute in _TASK_TABLE]
-    for spec in shown:
-        table.add_column(spec.name.replace("-", " "), justify="right", overflow="fold")
-    for summary in report.tasks:
-        intervals = [interval_text(getattr(summary, spec.attribute), spec, 2).replace(" ", "") for spec in shown]
-        values = [_value_text(summary, spec, 2) for spec in shown]
-        cells = [Text.assemble(v, "\n", (i, "dim")) for v, i in zip(values, intervals, strict=True)]
-        table.add_row(summary.task, f"{summary.calls:,}", *cells)
+    table.add_column("task\ncalls", overflow="fold")
+    columns = [[f"{summary.task}\n{summary.calls:,}" for summary in report.tasks]]
+    for spec in (spec for spec in FIGURES if spec.attribute in _TASK_TABLE):
+        heading, cells = spec.name.replace("-", " "), []
+        unbroken = heading.split()
+        for summary in report.tasks:
+            figure: Figure = getattr(summary, spec.attribute)
+            value, interval = _value_text(summary, spec, 2), interval_text(figure, spec, 2).replace(" ", "")
+            unbroken += value.split() if figure.value is None else [value, interval]
+            cells.append(Text.assemble(value, "\n", (interval, "dim")))
+        table.add_column(heading, justify="right", width=max(map(len, unbroken)))
+        columns.append(cells)
+    for row in zip(*columns, strict=True):
+        table.add_row(*row)
     return table
 
 

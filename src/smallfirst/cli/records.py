@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 from typing import Annotated
 
 import msgspec
 import typer
+from rich.box import SIMPLE
 from rich.table import Column, Table
+from rich.text import Text
 
 from smallfirst.cli.common import (
     NOTHING_RECORDED,
@@ -24,7 +27,7 @@ from smallfirst.cli.common import (
     with_store,
 )
 from smallfirst.errors import ConfigError
-from smallfirst.store import RecordFilter, Store
+from smallfirst.store import RecordFilter, RecordSummary, Store
 
 app = typer.Typer(no_args_is_help=True, help="Look at recorded calls.")
 
@@ -54,18 +57,28 @@ def records_list(
         if not rows:
             out.print(NOTHING_RECORDED)
             return
-        table = Table(
-            Column("record", min_width=36), "when", "task", "decision", "reason", "model", "tokens", "s", "USD", "right"
-        )
-        for r in rows:
-            when = time.strftime("%m-%d %H:%M:%S", time.localtime(r.created_at))
-            usd = "?" if r.cost_usd is None else f"{r.cost_usd:.2g}"
-            right = {None: "", True: "yes", False: "no"}[r.correct]
-            tokens = f"{r.input_tokens}+{r.output_tokens}"
-            table.add_row(r.id, when, r.task, r.decision, r.reason, r.model, tokens, f"{r.seconds:.2f}", usd, right)
-        out.print(table)
+        out.print(_table(rows))
 
     with_store(config, work, store)
+
+
+def _table(rows: Sequence[RecordSummary]) -> Table:
+    """Two lines a record, so that 80 columns hold it; an id is never cut."""
+    table = Table(
+        Column("record\nwhen, how long", no_wrap=True),
+        Column("task\nmodel", overflow="fold"),
+        Column("decision\nreason", overflow="fold"),
+        Column("USD\nright", justify="right", no_wrap=True),
+        box=SIMPLE,
+        padding=(0, 1, 0, 0),
+    )
+    for r in rows:
+        when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(r.created_at))
+        usd = "?" if r.cost_usd is None else f"{r.cost_usd:.2g}"
+        right = {None: "", True: "yes", False: "no"}[r.correct]
+        lines = (r.id, f"{when}, {r.seconds:.2f} s"), (r.task, r.model), (r.decision, r.reason), (usd, right)
+        table.add_row(*(Text.assemble(first, "\n", (second, "dim")) for first, second in lines))
+    return table
 
 
 @app.command("show", epilog="Example: smallfirst records show 0199...")

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.box import SIMPLE
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from smallfirst import report as reports
 from smallfirst.acceptance import Acceptance
@@ -115,7 +116,14 @@ def _with_standing(row: dict[str, Any], standings: list[dict[str, Any]]) -> dict
 
 
 def _table(standings: list[dict[str, Any]]) -> Table:
-    table = Table("task", "stage", "mode", "accepts from", "promise", "labels", "audits", title="Calibrations in force")
+    table = Table(
+        Column("task\nstage", overflow="fold"),
+        *("mode", "accepts\nfrom", "promise", "labels", "audits"),
+        title="Calibrations in force",
+        title_justify="left",
+        box=SIMPLE,
+        padding=(0, 1, 0, 0),
+    )
     for each in standings:
         certificate, monitor = each["certificate"], each["monitor"]
         threshold, promise = "nothing", each["refused"]
@@ -128,6 +136,6 @@ def _table(standings: list[dict[str, Any]]) -> Table:
             audits = f"{monitor['audits']}, {monitor['wrong']} wrong"
         if each["alarm"]:
             audits = f"[bold red]ALARM[/]: {audits}; calibrate again"
-        names = (escape(each["task"]), each["stage"], each["mode"])
-        table.add_row(*names, threshold, escape(promise), f"{each['labels']} ({made})", audits)
+        name = f"{escape(each['task'])}\n[dim]{escape(each['stage'])}[/]"
+        table.add_row(name, each["mode"], threshold, escape(promise), f"{each['labels']}\n{made}", audits)
     return table
