@@ -75,10 +75,21 @@ async def test_an_empty_store_says_what_to_do(empty: Site, path: str) -> None:
 
 
 async def test_a_task_that_nobody_knows_has_a_page_that_says_so(site: Site) -> None:
-    """A task without calls is no error: the period may be too short."""
+    """The status of a task that is not there is 404."""
     page = await site.get("/dashboard/tasks/no/such")
+    assert page.status == 404
+    [said] = page.all("p", **{"class": "empty"})
+    assert "There is no task of this name." in said.text
+
+
+async def test_a_task_without_calls_in_the_period_is_no_error(empty: Site) -> None:
+    """The period may be too short."""
+    asked = request("Where is it?")
+    await empty.store.append(record("old", time.time() - 40 * 86_400, asked, answered().attempts))
+    page = await empty.get("/dashboard/tasks/old?period=24h")
     assert page.status == 200
-    assert page.all("p", **{"class": "empty"})
+    [said] = page.all("p", **{"class": "empty"})
+    assert "no call in the period" in said.text
 
 
 async def test_figures_show_interval_n_definition_and_download(site: Site) -> None:

@@ -19,7 +19,7 @@ from smallfirst.dashboard.view import Visit
 from smallfirst.dashboard.words import count, number, seconds, why
 from smallfirst.errors import NotFoundError, RequestError
 from smallfirst.serve.access import LOCAL
-from smallfirst.store import RecordFilter, StoredRecord
+from smallfirst.store import RecordFilter, Store, StoredRecord
 from smallfirst.types import Decision, total_usd
 
 COMPARED = Path("compared")
@@ -51,7 +51,10 @@ async def task(visit: Visit) -> Response:
     found = await _task(visit)
     name = visit.request.path_params["task"]
     if found is None:
-        return await visit.page("task_empty.html", task=name, **await _choices(visit))
+        known = await _known(visit.gateway.store, name)
+        return await visit.page(
+            "task_empty.html", 200 if known else 404, task=name, known=known, **await _choices(visit)
+        )
     curves = [(each, charts.calibration(each), charts.risk(each)) for each in found.curves]
     return await visit.page(
         "task.html",
@@ -286,6 +289,12 @@ async def _found_calls(visit: Visit) -> _Calls:
             for each in found.calls
         )
     )
+
+
+async def _known(store: Store, task: str) -> bool:
+    """Whether a call of the task is on record, or it was found."""
+    recorded = await store.list_records(RecordFilter(task=task), limit=1)
+    return bool(recorded) or any(row.id == task for row in await store.tasks())
 
 
 async def _task(visit: Visit) -> queries.TaskPage | None:
