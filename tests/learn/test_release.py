@@ -84,6 +84,16 @@ async def test_a_version_is_a_copy_of_its_files(store: Store, adapter: Path, bas
     assert [known.id for known in await store.versions("t")] == [version.id, other.id]
 
 
+async def test_a_version_may_be_registered_by_several_at_once(store: Store, adapter: Path, base: Path) -> None:
+    """Those who come at the same time get one version with whole files, and leave no other folder behind."""
+    made = await asyncio.gather(*(stage.register(store, "t", adapter, str(base)) for _ in range(8)))
+    assert {version.id for version in made} == {made[0].id}
+    assert content(made[0].adapter) == b"lora"
+    folder = Path(made[0].adapter).parent
+    assert sorted(path.name for path in folder.iterdir()) == ["adapter.gguf", "adapter.json"]
+    assert list(folder.parent.iterdir()) == [folder]
+
+
 async def test_what_is_not_an_adapter_of_the_base_is_refused(store: Store, adapter: Path, base: Path) -> None:
     """Missing, without a manifest, changed since its export, or of another base: nothing is kept."""
     with pytest.raises(ModelFileError, match="There is no adapter"):

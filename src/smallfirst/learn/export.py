@@ -16,6 +16,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from smallfirst.artifact import write_json
 from smallfirst.backends.specialist import Manifest, PromptTemplate
 from smallfirst.errors import TrainError
 from smallfirst.extra import need
@@ -98,7 +99,7 @@ def export_adapter(
 ) -> Manifest:
     """Writes `target` (GGUF, unmerged, float16) from PEFT's adapter in `folder`, and the manifest beside it.
 
-    Raises TrainError when the adapter is not one that the engine takes.
+    Raises TrainError when the adapter is not one that the engine takes, DataError when there is no room for it.
     """
     import gguf
 
@@ -116,7 +117,7 @@ def export_adapter(
         sha256=file_sha256(draft), base_sha256=base.sha256, prompt=prompt, recipe=recipe or {}, parents=parents
     )
     draft.replace(target)
-    target.with_suffix(".json").write_bytes(msgspec.json.format(msgspec.json.encode(manifest)))
+    write_json(manifest, target.with_suffix(".json"))
     return manifest
 
 

@@ -6,8 +6,8 @@ Only the store is written; running gateways follow within a second (`serve.relea
 from __future__ import annotations
 
 import asyncio
-import os
 import shutil
+import tempfile
 import time
 import uuid
 from dataclasses import replace
@@ -139,7 +139,7 @@ def version_of(task: str, adapter: Path | None, base: str | ModelConfig, evaluat
         time.time(),
         table,
         weights,
-        adapter=str(_kept(adapter, name)),
+        adapter=str(_kept(adapter, manifest.sha256, name)),
         adapter_sha256=manifest.sha256,
         prompt=prompt,
         recipe=dict(manifest.recipe),
@@ -176,23 +176,30 @@ def _checked(adapter: Path, base_sha256: str) -> Manifest:
     return manifest
 
 
-def _kept(adapter: Path, name: str) -> Path:
-    """A version's own copy of its adapter and manifest."""
+def _kept(adapter: Path, sha256: str, name: str) -> Path:
+    """A version's own copy of its adapter and manifest; several processes may make it at the same time."""
     folder = models.home() / "versions" / name.rpartition("@")[2]
     target = folder / "adapter.gguf"
-    if target.exists() and models.file_sha256(target) == models.file_sha256(adapter):
+    if _is(target, sha256):
         return target
-    draft = folder.with_name(f".{folder.name}.{os.getpid()}")
     try:
-        draft.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(adapter, draft / target.name)
-        shutil.copyfile(adapter.with_suffix(".json"), draft / target.with_suffix(".json").name)
-        shutil.rmtree(folder, ignore_errors=True)
-        draft.rename(folder)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".", dir=folder.parent, ignore_cleanup_errors=True) as scratch:
+            draft = Path(scratch) / folder.name
+            draft.mkdir()
+            shutil.copyfile(adapter, draft / target.name)
+            shutil.copyfile(adapter.with_suffix(".json"), draft / target.with_suffix(".json").name)
+            if not _is(target, sha256):
+                shutil.rmtree(folder, ignore_errors=True)
+            draft.rename(folder)
     except OSError as error:
+        if _is(target, sha256):  # another process was faster
+            return target
         raise ModelFileError(
             f"The adapter cannot be copied to {folder}: {error.strerror}.", hint="Set SMALLFIRST_HOME elsewhere."
         ) from error
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
     return target
+
+
+def _is(path: Path, sha256: str) -> bool:
+    return path.exists() and models.file_sha256(path) == sha256
