@@ -67,6 +67,7 @@ def test_a_task_is_the_cascade_with_its_own_words_laid_over() -> None:
         ("[cascade]\nexplore = -0.1", "explore"),
         ("[models.a]\nbackend = 'openai'", "names no model"),
         ("[models.a]\nbackend = 'llamacpp'", "weights"),
+        ("[models.'a~1']\nbackend = 'fake'", "models.a~1 has a '~' in its name"),
         ("tasks = 3", "tasks"),
         ("[matches.x]", "matches"),
         ("[cascade]\nstages = ['small', 'small']", "twice"),

@@ -304,6 +304,10 @@ def _check(config: Config, source: str) -> None:
         if not 0 <= policy.repairs <= 5:
             raise ConfigError(f"{source}: {where}.repairs is {policy.repairs}; allowed are 0 to 5.")
     for name, model in config.models.items():
+        if "~" in name:
+            raise ConfigError(
+                f"{source}: models.{name} has a '~' in its name.", hint="Samples of a model are named so."
+            )
         _check_model(f"{source}: models.{name}", model)
         _check_pair(f"{source}: models.{name}", model, config.models)
     if not 0 <= config.server.port <= 65535:

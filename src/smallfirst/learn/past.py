@@ -20,8 +20,8 @@ from smallfirst.learn.usable import choice_of
 from smallfirst.store import Store, StoredRecord
 from smallfirst.types import Capabilities, Choice, Delta, Request, Stage, ToolCallDelta, Usage
 
-RECORDED = "recorded"
-"""The name of the stage."""
+RECORDED = "~recorded"
+"""The name of the stage; no configured model can have it."""
 
 
 @dataclass(frozen=True, slots=True)
