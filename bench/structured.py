@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
 
+import msgspec
 from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 from rich.console import Console
 from rich.progress import track
@@ -241,7 +242,7 @@ def as_tool(schema: Json) -> Request:
 def constrained(request: Request) -> Request:
     schema = constraint_schema(request)
     assert schema is not None
-    return Request(**{f.name: getattr(request, f.name) for f in fields(request)} | {"constraint": Constraint(schema)})
+    return msgspec.structs.replace(request, constraint=Constraint(schema))
 
 
 def made_for(request: Request) -> str | None:

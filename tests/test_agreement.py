@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from smallfirst.agreement import agreement, calls_of, canonical_call, same_answer
 from smallfirst.types import Choice, Request, ResponseFormat, Tool, ToolCall

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from smallfirst.incremental import JsonPrefix, StreamGuard
 from smallfirst.schemas import MAX_DEPTH, JsonTextError, compiled, parse_json

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import sys
 import types
-from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from smallfirst.errors import ConfigError, RequestError, TooLargeError
 from smallfirst.types import (

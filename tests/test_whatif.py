@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from typer.testing import CliRunner
@@ -317,7 +318,7 @@ def attempt(stage: str, city: str, **changes: Any) -> Attempt:
     small = stage == "s"
     usd, seconds = (0.001, 0.5) if small else (0.01, 2.0)
     base = Attempt(stage, stage, stage, "generate", "accept", "calibrated", made, small, seconds=seconds)
-    return replace(base, cost_usd=usd, cost_usd_local_free=usd, **changes)
+    return msgspec.structs.replace(base, cost_usd=usd, cost_usd_local_free=usd, **changes)
 
 
 def record(number: int, attempts: tuple[Attempt, ...], decision: Any) -> Record:
@@ -339,7 +340,7 @@ async def fill(store: Store, n: int = 160) -> None:
         right = rng.random() < confidence
         small = attempt("s", "Lyon" if right else "Nice", confidence=confidence)
         if confidence < 0.5:
-            escalated = replace(small, decision="escalate", reason="low_confidence")
+            escalated = msgspec.structs.replace(small, decision="escalate", reason="low_confidence")
             await store.append(record(number, (escalated, attempt("l", "Lyon")), "escalate"))
             continue
         made = record(number, (small,), "accept")

@@ -10,10 +10,11 @@ import asyncio
 import hashlib
 import time
 from collections.abc import AsyncGenerator, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
+from msgspec.structs import replace
 
 from smallfirst import errors
 from smallfirst.errors import BackendError

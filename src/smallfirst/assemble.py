@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 import msgspec
+from msgspec.structs import replace
 
 from smallfirst import models
 from smallfirst.backends.anthropic import AnthropicBackend
@@ -90,7 +91,7 @@ class StagePricing:
         """The predictor's cost, and the compressor's machine time where that is not in it."""
         predictor, model = self._pairs[stage.name]
         asked = model if stage.model == stage.name else stage.model
-        priced, free = self.cost(dataclasses.replace(stage, name=predictor, model=asked), usage)
+        priced, free = self.cost(replace(stage, name=predictor, model=asked), usage)
         own = self._compressing.cost(usage) or 0.0
         return (priced if priced is None or predictor in self._machine else priced + own), free
 
@@ -302,7 +303,7 @@ def _api_key(name: str, model: ModelConfig, env: Mapping[str, str]) -> str:
 
 
 def _capabilities(preset: Capabilities, model: ModelConfig) -> Capabilities:
-    return dataclasses.replace(preset, modalities=frozenset(model.modalities)) if model.modalities else preset
+    return replace(preset, modalities=frozenset(model.modalities)) if model.modalities else preset
 
 
 def _candidate(name: str, model: ModelConfig, backend: Backend) -> Candidate:
@@ -338,11 +339,9 @@ def _pair(name: str, model: ModelConfig, candidates: Mapping[str, Candidate], pr
         settings,
         checked,
         model=predictor.model,
-        capabilities=can if predictor.small else dataclasses.replace(can, top_logprobs=0),  # many refuse to give them
+        capabilities=can if predictor.small else replace(can, top_logprobs=0),  # many refuse to give them
     )
-    stage = dataclasses.replace(
-        predictor, name=name, backend=backend, model=name, small=model.is_small, timeout_s=model.timeout_s
-    )
+    stage = replace(predictor, name=name, backend=backend, model=name, small=model.is_small, timeout_s=model.timeout_s)
     return Candidate(stage, model.models)
 
 

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol, cast
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from smallfirst.budget import Allowance
 from smallfirst.confidence import features
@@ -62,8 +64,7 @@ class Pricing(Protocol):
     def expected(self, stage: Stage, request: Request) -> float | None: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(Struct, frozen=True):
     """What came of a call. `error` is set exactly when no completion was served."""
 
     attempts: tuple[Attempt, ...]
@@ -77,8 +78,7 @@ class Outcome:
         return None if self.served is None else self.attempts[self.served].completion
 
 
-@dataclass(frozen=True, slots=True)
-class _Try:
+class _Try(Struct, frozen=True):
     """An attempt with the request as it was asked, the exception behind its `error`, whether its calls were put right,
     and what other stages answered beside it."""
 
@@ -89,8 +89,7 @@ class _Try:
     evidence: tuple[Attempt, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class _Call:
+class _Call(Struct, frozen=True):
     """A call on its way: what is asked, by which route, within what, and the attempts made so far. In the `shadow` a
     stage answers as it does where another one may follow."""
 
@@ -109,8 +108,7 @@ class _Call:
         return self.sink if self.last(stage) else None
 
 
-@dataclass(frozen=True, slots=True)
-class Cascade:
+class Cascade(Struct, frozen=True):
     """The cascade's fixed parts: `check` validates, `constrain` derives a constraint's schema from a request."""
 
     check: Callable[[Request, Completion], Verdict]

@@ -11,8 +11,9 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any
+
+from msgspec.structs import replace
 
 from smallfirst.schemas import JsonTextError, compiled, parse_json
 from smallfirst.types import Completion, Json, Request, Tool, ToolCall

@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
 import msgspec
+from msgspec import Struct
+from msgspec.structs import replace
 
 from smallfirst.acceptance import Costs
 from smallfirst.config import Match, Policy
@@ -21,8 +22,7 @@ TASK_NAME = re.compile(r"[A-Za-z0-9_.:/-]{1,128}")
 AUTO_NAMES = frozenset({"", "auto", "smallfirst"})
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
+class Candidate(Struct, frozen=True):
     """A configured model as the router sees it: its stage, the name asked of it, and the client's names it hands on."""
 
     stage: Stage

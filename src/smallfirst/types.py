@@ -7,8 +7,9 @@ of their own in `wire/` and `store/`; what passes between them is defined here.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
+
+from msgspec import Struct, field
 
 Json = Mapping[str, Any]
 Wire = Literal["chat", "responses", "messages"]
@@ -18,8 +19,7 @@ FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
 Role = Literal["agent", "viewer", "operator", "admin"]
 
 
-@dataclass(frozen=True, slots=True)
-class Tool:
+class Tool(Struct, frozen=True):
     """A function that the caller offers. `parameters` is a JSON Schema for an object ({} means: any object)."""
 
     name: str
@@ -28,8 +28,7 @@ class Tool:
     strict: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class ToolChoice:
+class ToolChoice(Struct, frozen=True):
     """Which tools may or must be called. A named choice is mode "required" with one name in `allowed`.
 
     `allowed` empty means every tool of the request.
@@ -39,8 +38,7 @@ class ToolChoice:
     allowed: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class ResponseFormat:
+class ResponseFormat(Struct, frozen=True):
     """What the text of the answer must be; `schema` is set exactly when kind is "json_schema"."""
 
     kind: Literal["text", "json_object", "json_schema"] = "text"
@@ -49,8 +47,7 @@ class ResponseFormat:
     strict: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Sampling:
+class Sampling(Struct, frozen=True):
     """Decoding settings as the caller gave them; None means: the model's own default."""
 
     temperature: float | None = None
@@ -65,8 +62,7 @@ class Sampling:
     frequency_penalty: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Origin:
+class Origin(Struct, frozen=True):
     """Who called and what for. `key` is the API key's public id ("local" without keys); user and episode are the
     caller's own words here and become keyed hashes in the store."""
 
@@ -76,8 +72,7 @@ class Origin:
     user: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Constraint:
+class Constraint(Struct, frozen=True):
     """A JSON Schema that a backend must hold the text of its answer to while it decodes.
 
     mode "constrained" binds from the first token; "late" lets the model reason freely, then binds.
@@ -87,8 +82,7 @@ class Constraint:
     mode: Literal["constrained", "late"] = "constrained"
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(Struct, frozen=True):
     """One call, in OpenAI chat words whatever wire it came by.
 
     `body` is the client's JSON object, never changed: a backend that speaks the same wire sends it upstream with only
@@ -131,8 +125,7 @@ class Request:
         return {tool.name: tool for tool in self.tools if not allowed or tool.name in allowed}
 
 
-@dataclass(frozen=True, slots=True)
-class Capabilities:
+class Capabilities(Struct, frozen=True):
     """What a server or engine can do. Differences between servers live here, not in branches on their names.
 
     `modalities` are content kinds of messages ("text", "image", "audio", "file"). `constraint` tells whether
@@ -166,8 +159,7 @@ class Capabilities:
         return request.needs - have
 
 
-@dataclass(frozen=True, slots=True)
-class TokenLogprob:
+class TokenLogprob(Struct, frozen=True):
     """One generated token: text, natural-log probability, likeliest alternatives (text, logprob), best first."""
 
     token: str
@@ -175,8 +167,7 @@ class TokenLogprob:
     top: tuple[tuple[str, float], ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Usage:
+class Usage(Struct, frozen=True):
     """Tokens of one attempt. `busy_seconds` is the machine time that this request took of a local engine, shared with
     the requests that ran beside it; None for a hosted model."""
 
@@ -188,8 +179,7 @@ class Usage:
     busy_seconds: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class ToolCall:
+class ToolCall(Struct, frozen=True):
     """A call that the model made; `arguments` is the JSON text exactly as generated."""
 
     id: str
@@ -197,8 +187,7 @@ class ToolCall:
     arguments: str
 
 
-@dataclass(frozen=True, slots=True)
-class ToolCallDelta:
+class ToolCallDelta(Struct, frozen=True):
     """A piece of the tool call at `index`; `id` and `name` come with its first piece."""
 
     index: int
@@ -207,8 +196,7 @@ class ToolCallDelta:
     arguments: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Native:
+class Native(Struct, frozen=True):
     """An answer or stream event exactly as an upstream sent it, so that the same wire can hand it on unchanged.
 
     `event` is the stream event's name, "" if it has none; None marks a whole answer.
@@ -219,8 +207,7 @@ class Native:
     event: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Delta:
+class Delta(Struct, frozen=True):
     """A piece of an answer. A backend that answers at once yields one Delta per choice.
 
     `facts` is what the backend found out about the answer by the way (see `Completion`).
@@ -239,8 +226,7 @@ class Delta:
     facts: Mapping[str, float] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
+class Choice(Struct, frozen=True):
     """One complete alternative of an answer. `logprobs` are those of the tokens as generated, tool calls included."""
 
     text: str = ""
@@ -251,8 +237,7 @@ class Choice:
     logprobs: tuple[TokenLogprob, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Completion:
+class Completion(Struct, frozen=True):
     """A complete answer. `native` is the upstream's whole answer when it was not streamed. `facts` are numbers that the
     backend found out by the way, by name; they are recorded among the attempt's features."""
 
@@ -263,8 +248,7 @@ class Completion:
     facts: Mapping[str, float] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class Violation:
+class Violation(Struct, frozen=True):
     """One way in which an answer breaks the request: a stable code, a sentence that helps to repair, a JSON path."""
 
     code: str
@@ -272,8 +256,7 @@ class Violation:
     path: str = "$"
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(Struct, frozen=True):
     """What the validators found; `ok` exactly when there are no violations."""
 
     violations: tuple[Violation, ...] = ()
@@ -289,8 +272,7 @@ AFTERWARDS: frozenset[Decision] = frozenset({"shadow", "audit"})
 them, are no part of what the call cost."""
 
 
-@dataclass(frozen=True, slots=True)
-class Attempt:
+class Attempt(Struct, frozen=True):
     """One stage's try. `kind` tells a first generation from a repair; `error` is set when there is no completion.
 
     `small` tells whose try it was. Made after the client was served are those with `decision` "shadow" (a small
@@ -323,8 +305,7 @@ class Attempt:
     error: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Pair:
+class Pair(Struct, frozen=True):
     """A served answer beside the large model's own to the same call; it stands for `weight` calls, which is one over
     the probability that the large model was asked. `differs`: the two are not the same answer. The cost is in USD, None
     where the price is unknown; tokens are input and output."""
@@ -359,8 +340,7 @@ def total_usd(costs: Iterable[float | None]) -> float | None:
     return None if None in known else sum(c for c in known if c is not None)
 
 
-@dataclass(frozen=True, slots=True)
-class Trial:
+class Trial(Struct, frozen=True):
     """The rollout that a call was part of: its arm, drawn by episode with probability `share` for the canary and
     1 - `share` for the incumbent; in the "shadow" both answer."""
 
@@ -369,8 +349,7 @@ class Trial:
     share: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(Struct, frozen=True):
     """The call as it is kept: what was asked, every attempt, what was decided and why.
 
     `id` sorts by time (UUIDv7). `served` indexes `attempts`; None when nothing was served. `status` is the HTTP
@@ -399,8 +378,7 @@ class Record:
         return total_usd(a.cost_usd for a in self.attempts)
 
 
-@dataclass(frozen=True, slots=True)
-class Feedback:
+class Feedback(Struct, frozen=True):
     """A later label of a record. `kind` and its `value`: "correct" bool, "score" float, "answer" the right answer,
     "comment" text."""
 
@@ -427,8 +405,7 @@ class Backend(Protocol):
     async def close(self) -> None: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Stage:
+class Stage(Struct, frozen=True):
     """A backend with the model that it is asked for, and how its answers are treated.
 
     `model` is the name asked of the backend. `small`: its answers need checking, so its log-probabilities are watched.
@@ -459,8 +436,7 @@ class Calibrator(Protocol):
     def beside(self, stage: str, features: Mapping[str, float]) -> float | None: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Route:
+class Route(Struct, frozen=True):
     """What the router decided: the stages to run in order, those to run in shadow afterwards, and why.
 
     `stages` are tried in order until one accepts; `shadow` stages answer after the client was served. A stage before

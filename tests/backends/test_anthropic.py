@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import replace
 from typing import Any, get_args
 
 import msgspec
 import providers
 import pytest
 from anthropic.types.message_create_params import MessageCreateParams
+from msgspec.structs import replace
 from recording import Loopback, answer, events, sse
 
 from smallfirst.backends.anthropic import AnthropicBackend

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 import providers
 import pytest
 import pytest_asyncio
+from msgspec.structs import replace
 from recording import Handler, Loopback, answer, page, sse
 
 from smallfirst.backends.anthropic import AnthropicBackend

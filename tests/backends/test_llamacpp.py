@@ -7,7 +7,6 @@ import json
 import os
 import signal
 from collections.abc import AsyncIterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import gguf
 import numpy as np
 import pytest
 import pytest_asyncio
+from msgspec.structs import replace
 
 from smallfirst import models
 from smallfirst.backends.llamacpp import EngineConfig, LlamaCppBackend, SharedClock

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import replace
 from typing import Any, get_args
 
 import msgspec
@@ -13,6 +12,7 @@ import providers
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from openai.types.chat.completion_create_params import CompletionCreateParams
 from recording import CHAT_FIELDS, Loopback, answer, chat_body, events, sse
 

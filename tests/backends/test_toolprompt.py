@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jsonschema_rs import validator_for
 from llguidance import LLMatcher, LLTokenizer
+from msgspec.structs import replace
 
 from smallfirst.backends.toolprompt import AnswerParser, ParsedCall, constraint_schema, conversation, grammar, unheld
 from smallfirst.errors import ConstraintUnsupported

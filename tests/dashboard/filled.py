@@ -6,11 +6,11 @@ import json
 import math
 import random
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from msgspec.structs import replace
 
 from smallfirst.acceptance import Acceptance, Costs, certify
 from smallfirst.guarantee import Certificate

@@ -7,7 +7,6 @@ import csv
 import io
 import re
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -15,6 +14,7 @@ from urllib.parse import quote
 import aiohttp
 import pytest
 from filled import CALIBRATED, OBSERVED, TRIED, attempt, call, record, release_candidate, request
+from msgspec.structs import replace
 from site_under_test import Open, Page, Site, csv_links
 from structlog.testing import capture_logs
 

@@ -6,10 +6,10 @@ import json
 import math
 import time
 from collections.abc import AsyncIterator
-from dataclasses import replace
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from smallfirst.acceptance import certify
 from smallfirst.config import parse

@@ -8,11 +8,12 @@ import io
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import helpdesk
+from msgspec.structs import replace
 
 from smallfirst.assemble import Assembly, StagePricing
 from smallfirst.backends.fake import FakeBackend, Script

@@ -6,11 +6,11 @@ import asyncio
 import json
 import time
 from collections.abc import Iterable
-from dataclasses import replace
 from pathlib import Path
 from random import Random
 
 import pytest
+from msgspec.structs import replace
 from typer.testing import CliRunner
 
 from smallfirst.acceptance import Acceptance

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import helpdesk
+import msgspec
 import pytest
 from typer.testing import CliRunner
 
@@ -80,7 +81,7 @@ async def add(store: Store, *tasks: str, count: int = 24, seed: int = 0) -> None
     """Calls of the tasks, named by their callers."""
     for task in tasks:
         for record in helpdesk.records(count, seed):
-            await store.append(replace(record, id=f"{task}{seed}{record.id}", task=task))
+            await store.append(msgspec.structs.replace(record, id=f"{task}{seed}{record.id}", task=task))
 
 
 def settings(folder: Path, **more: Any) -> Settings:

@@ -60,7 +60,9 @@ def candidate(store: Store, name: str, script: Script) -> Candidate:
         async with experts.assembly(store, script) as parts:
             stage = parts.candidates["small"].stage
             parts.pricing.add(name, ModelConfig(backend="llamacpp", weights="tiny"))
-            yield replace(parts, candidates={name: replace(parts.candidates["small"], stage=replace(stage, name=name))})
+            named = msgspec.structs.replace(stage, name=name)
+            made = msgspec.structs.replace(parts.candidates["small"], stage=named)
+            yield replace(parts, candidates={name: made})
 
     return Candidate(name, Facts("test", "Apache-2.0", 4096), ModelConfig(backend="fake", model=name), start)
 

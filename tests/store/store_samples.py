@@ -7,7 +7,8 @@ import itertools
 import sys
 import time
 import uuid
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from smallfirst.store import open_store
 from smallfirst.types import (

@@ -5,9 +5,9 @@ import math
 import sqlite3
 import time
 from contextlib import closing
-from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace
 from store_samples import SYSTEM, TOOLS, make_attempt, make_record, make_request
 
 from smallfirst.errors import NotFoundError

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any, get_type_hints
 
 import anthropic
 import pytest
 from anthropic.types import Message, RawMessageStreamEvent
 from anthropic.types.message_create_params import MessageCreateParamsBase
+from msgspec.structs import replace
 from pydantic import TypeAdapter
 from samples import CALLS, CUT, MESSAGES, SCHEMA, TEXT, USAGE, ask
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from smallfirst.errors import BackendError, BackendUnavailable
 from smallfirst.types import Capabilities, Choice, Completion, Delta, Request, ToolCallDelta, Usage

@@ -15,11 +15,12 @@ import asyncio
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from smallfirst.compress.base import Compressed, Compressor, Count, count_tokens
 from smallfirst.compress.conversation import Turn, turns

@@ -8,9 +8,9 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
-from dataclasses import replace
 
 import structlog
+from msgspec.structs import replace
 
 from smallfirst.budget import Allowance
 from smallfirst.cascade import Cascade

@@ -13,9 +13,10 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import msgspec
+from msgspec.structs import replace
 
 from smallfirst.acceptance import Acceptance
 from smallfirst.assemble import Assembly
@@ -279,7 +280,7 @@ class _Bench:
         return plan if promising(accepting.costs, expected) else without_small(plan)
 
     def _policy(self, mode: Mode, *, shadow: bool = False) -> Policy:
-        return msgspec.structs.replace(self.policy, mode=mode, accept_uncalibrated=False, shadow=shadow)
+        return replace(self.policy, mode=mode, accept_uncalibrated=False, shadow=shadow)
 
     async def _labelled(self, asked: Question) -> calibrate.Row | None:
         """The specialist's answer with its label; None without an answer, or where nothing tells if it is right."""

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+
+from msgspec.structs import replace
 
 from smallfirst.cascade import Pricing
 from smallfirst.errors import BackendUnavailable, NotFoundError, RequestError, StoreError

@@ -16,11 +16,12 @@ import hmac
 import re
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from smallfirst.errors import ConfigError, DataError, StoreError
 from smallfirst.learn.pii.encodings import Edit, rewrite

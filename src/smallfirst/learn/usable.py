@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Literal
 
 import msgspec
+from msgspec import Struct
+from msgspec.structs import replace
 
 from smallfirst.agreement import calls_of, same_answer
 from smallfirst.backends.specialist import PromptTemplate, answer_text
@@ -30,8 +31,7 @@ Prompt = str | tuple[Json, ...]
 _NONE = Choice()
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(Struct, frozen=True):
     """A call and what is known of it. `request` is as it was made, `asked` the same with the form that its tools and
     response format have today; `prompt` is that of `packing.Example`, `text` what of it varies from call to call.
     `right` is the right answer, `label` how that is known, `model` who gave it, `completion` the text to generate."""

@@ -8,9 +8,11 @@ into the task's monitor, which outlives this process and is shared with every ot
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from random import Random
+
+from msgspec.structs import replace
 
 from smallfirst.budget import Allowance
 from smallfirst.cascade import Outcome

@@ -11,10 +11,12 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from random import Random
 
 import msgspec
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from smallfirst.budget import Allowance
 from smallfirst.cascade import Cascade, Outcome
@@ -43,8 +45,7 @@ UNCHECKED_NAMED = 20
 FORWARDED = ("anthropic-beta", "anthropic-version", "idempotency-key", "openai-organization", "openai-project")
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(Struct, frozen=True):
     """A parsed call with everything that was decided before any model was asked."""
 
     id: str

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -88,8 +87,7 @@ _encode_attempt = msgspec.msgpack.Encoder().encode
 _decode_attempt = msgspec.msgpack.Decoder(tuple[Completion | None, tuple[Violation, ...], str | None]).decode
 
 
-@dataclass(frozen=True, slots=True)
-class RecordRows:
+class RecordRows(msgspec.Struct, frozen=True):
     """A record ready for the database. `contents` maps a hash to its row; `hour` is the record's own, `fact` what the
     record adds to the sums."""
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any, Literal, TypeVar
 
 import msgspec
+from msgspec.structs import replace
 
 from smallfirst import recurring
 from smallfirst.errors import BackendGarbage, RequestError, SmallfirstError, TooLargeError, UpstreamError

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
+from msgspec.structs import replace
 
 from smallfirst.errors import RequestError
 from smallfirst.types import Capabilities, Json, Origin, Request, ResponseFormat, Sampling, Tool, ToolChoice
