@@ -191,9 +191,12 @@ url = "sqlite:///{folder}/calls.db"
 
 
 @pytest.mark.engine
-async def test_a_real_engine_switches_adapters_under_load(store: Store, tmp_path: Path, base: Path) -> None:
+async def test_a_real_engine_switches_adapters_under_load(
+    store: Store, tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """While calls go on, versions come and go on the embedded engine: every call is answered, and an adapter that the
     engine cannot read is taken back while the live one goes on."""
+    monkeypatch.setattr("smallfirst.serve.releases._RETRY_S", 0.1)
     versions = [
         await stage.register(store, "t", write_lora(tmp_path / f"{n}.gguf", n, base), str(base)) for n in range(2)
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
@@ -262,6 +263,13 @@ async def test_a_good_candidate_goes_live_by_its_calls(start: Start, models: Mod
     await served_by(gateway, "good")
 
 
+@pytest.fixture
+def brisk_retry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests have no minute to wait for the second try."""
+    monkeypatch.setattr("smallfirst.serve.releases._RETRY_S", 0.05)
+
+
+@pytest.mark.usefixtures("brisk_retry")
 async def test_what_cannot_be_served_is_refused(start: Start, models: Models) -> None:
     """A version that no gateway can load is withdrawn with the reason; what was live goes on, also when the new one
     was put live at once."""
@@ -281,7 +289,25 @@ async def test_what_cannot_be_served_is_refused(start: Start, models: Models) ->
             assert "NOT_SET" in move.reason
             locked = msgspec.structs.replace(locked, model=f"other-{to}")
     assert (await call(gateway, 1)).said("model") == "good"
-    assert b'versions_refused_total{task="weather"} 2.0' in (await gateway.get("/metrics")).raw
+    assert b'versions_refused_total{task="weather"} 4.0' in (await gateway.get("/metrics")).raw  # each was tried twice
+
+
+@pytest.mark.usefixtures("brisk_retry")
+async def test_a_gateway_that_cannot_serve_does_not_speak_for_the_others(start: Start, models: Models) -> None:
+    """Where one gateway serves a version, another that cannot goes on without it and withdraws nothing."""
+    good = await models("good")
+    able = await start(ACCEPTING, env={"VERSION_KEY": "secret"})
+    async with able.store() as store:
+        locked = msgspec.structs.replace(good.config(), api_key_env="VERSION_KEY")
+        version = await register(store, "weather", None, locked)
+        await release(store, version, to="live", share=1.0)
+        await served_by(able, "good")
+        unable = await start(ACCEPTING)
+        tried = re.compile(rb'versions_refused_total\{task="weather"\} [5-9]')
+        await until(lambda: unable.get("/metrics"), lambda answer: tried.search(answer.raw) is not None)
+        assert (await call(unable, 1)).said("model") == "right"
+        assert (await store.release("weather")).live == version.id
+    assert (await call(able, 2)).said("model") == "good"
 
 
 async def test_a_restarted_gateway_serves_what_is_live_at_once(start: Start, models: Models) -> None:

@@ -23,7 +23,7 @@ from smallfirst.registry import Release, Version, decided, withdrawn
 from smallfirst.rollout import Decision, Evidence, Hold, Outcome, Rollout, arm, decide
 from smallfirst.router import Candidate
 from smallfirst.serve.telemetry import Telemetry
-from smallfirst.store import Store, StoredRecord
+from smallfirst.store import RecordFilter, Store, StoredRecord
 from smallfirst.trials import outcome_of
 from smallfirst.types import Trial
 
@@ -132,6 +132,7 @@ class Releases:
         """Begin to load what aliases name, and let go of what none has named for a while."""
         now = time.monotonic()
         needed = {name for release in self._releases.values() for name in _needed(release)}
+        self._refused = {name: at for name, at in self._refused.items() if name in needed}
         wanted = [n for n in needed - self._loaded.keys() - self._loading.keys() if self._refused.get(n, 0.0) <= now]
         for version in await self._store.versions(ids=wanted) if wanted else ():
             self._loading[version.id] = asyncio.create_task(self._bring(version))
@@ -141,23 +142,36 @@ class Releases:
             await self._versions.retain(self._loaded)
 
     async def _bring(self, version: Version) -> None:
-        """Load a version; one that cannot be served, and never was, is withdrawn."""
+        """Load a version; one that cannot be served a second time either, and that no gateway asks, is withdrawn."""
         try:
             self._loaded[version.id] = await self._versions.load(version)
         except (SmallfirstError, OSError, msgspec.ValidationError) as err:
+            again = version.id in self._refused
             self._refused[version.id] = time.monotonic() + _RETRY_S
             self._telemetry.version_refused(version.task)
             log.error("version refused", version=version.id, error=str(err))
-            await self._withdraw(version, str(err))
+            if again:
+                await self._withdraw(version, str(err))
         finally:
             del self._loading[version.id]
 
     async def _withdraw(self, version: Version, why: str) -> None:
-        change = partial(_refused, version.id, why, time.time())
+        """Withdraw a version that is on trial, unless another gateway serves it."""
+        trial, change = self._releases[version.task].trial, partial(_refused, version.id, why, time.time())
+        if trial is None or trial.candidate != version.id:
+            return
         try:
-            self._follow(await self._store.change_release(version.task, change))
+            if not await self._asked(trial):
+                self._follow(await self._store.change_release(version.task, change))
         except StoreError as err:
             log.warning("version not withdrawn", version=version.id, error=str(err))
+
+    async def _asked(self, rollout: Rollout) -> bool:
+        """Whether a call was asked of the rollout's candidate."""
+        async for call in self._store.summaries(RecordFilter(task=rollout.task, since=rollout.since)):
+            if any(attempt.stage == rollout.candidate for attempt in call.attempts):
+                return True
+        return False
 
     async def _judged(self, rollout: Rollout) -> None:
         """One rollout's judging; where it fails the others go on."""
