@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import msgspec
 import typer
 from rich.console import Group
-from rich.markup import escape
-from rich.table import Table
 
 from smallfirst import models
 from smallfirst.artifact import write_json
@@ -37,11 +34,10 @@ from smallfirst.compress.pictures import draw
 from smallfirst.compress.predict import trial
 from smallfirst.compress.scoring import Cached, LexicalScorer, PromptScorer, Scorer
 from smallfirst.compress.summary import Summary
+from smallfirst.compress.tables import attributed, attribution_row, compared, comparison_row, report_row, shown
 from smallfirst.compress.tokens import EngineModel, TokenModel, TransformersModel, VllmModel, gguf_shape
 from smallfirst.config import Config, ModelConfig, load
 from smallfirst.errors import ConfigError
-from smallfirst.report import figure_row
-from smallfirst.stats import Figure
 from smallfirst.types import Backend, Stage, Usage
 
 app = typer.Typer()
@@ -49,6 +45,9 @@ compressors = typer.Typer(no_args_is_help=True, help="Compressors of long contex
 
 GIVEN = "given"
 _KNOWN: dict[str, Compressor] = {**DETERMINISTIC, **{c.name: c for c in (Bm25(), Extract())}}
+_COMPARED = ["identity", "empty", "lead", "random", "bm25", "extract"]
+_WITHOUT_BUDGET = ("identity", "empty", GIVEN)
+_BUDGETS = [50, 100, 200]
 _SCORERS = (
     "lexical, a model of smallfirst.toml or of `smallfirst models list`, a GGUF file, transformers:FOLDER, "
     "or http://HOST/v1#MODEL of a vLLM server"
@@ -103,7 +102,7 @@ def information(
     if as_json:
         print_json(report_row(report))
     else:
-        out.print(_shown(report))
+        out.print(shown(report))
 
 
 @compressors.command(
@@ -133,27 +132,16 @@ def compare(
     among those that are about as right as the best.
     """
     material, settings = cases.read(contexts), load(config, os.environ)
-    specs = compressor or ["identity", "empty", "lead", "random", "bm25", "extract"]
 
     async def run() -> distortion.Comparison:
-        trials = []
+        trials = list[distortion.Trial]()
         with calls_progress() as progress:
             async with _scorer(scorer, settings, window, cache) as by, _predictor(predictor, settings) as asked:
-                for spec in specs:
+                trying = _Trying(material, by, asked, negatives, settings.machine_usd_per_hour / 3600, progress)
+                for spec in compressor or _COMPARED:
                     async with _compressor(spec, settings) as opened:
-                        for size in (budget or [50, 100, 200]) if spec not in ("identity", "empty", GIVEN) else [0]:
-                            made = await _made(opened, material, size, 1, progress)
-                            report = await measure(
-                                material.cases, made, by, shape=opened.shape, copies=negatives, baseline=False,
-                                progress=progress,
-                            )  # fmt: skip
-                            trials.append(
-                                await trial(
-                                    material.cases, made, report, asked.stage.backend, asked.stage.model,
-                                    pricing=asked.cost, usd_per_second=settings.machine_usd_per_hour / 3600,
-                                    progress=progress,
-                                )
-                            )  # fmt: skip
+                        sizes = [0] if spec in _WITHOUT_BUDGET else budget or _BUDGETS
+                        trials += [await trying.trial(opened, size) for size in sizes]
         return distortion.compare(trials, margin=margin)
 
     comparison = asyncio.run(run())
@@ -163,7 +151,7 @@ def compare(
     if as_json:
         print_json(rows)
     else:
-        out.print(_compared(comparison))
+        out.print(compared(comparison))
         for note in material.notes:
             err.print(note, style="yellow", markup=False)
         out.print(f"Written: {', '.join([str(written), *pictures])}.", markup=False, highlight=False)
@@ -183,79 +171,7 @@ def attribute(
     if as_json:
         print_json([attribution_row(one) for one in found])
     else:
-        out.print(Group(*(_attributed(one) for one in found)))
-
-
-def report_row(report: Report) -> dict[str, Any]:
-    """The report as JSON: bits, tokens, FLOPs and seconds per summary, joules of all of them."""
-    told, compared = report.estimate, report.baseline
-    return {
-        "compressor": report.compressor,
-        "scorer": report.scorer,
-        "budget": report.budget,
-        "contexts": report.contexts,
-        "summaries": report.summaries,
-        "information": figure_row(told.information),
-        "leave_one_out": figure_row(told.leave_one_out),
-        "tuned": None if told.tuned is None else figure_row(told.tuned),
-        "temperature": told.temperature,
-        "unclipped": told.unclipped,
-        "bound": told.bound,
-        "saturated": told.saturated,
-        "length": figure_row(report.length),
-        "rate": figure_row(report.rate),
-        "prefill_flops": _row(report.prefill_flops),
-        "decode_flops": _row(report.decode_flops),
-        "seconds": figure_row(report.seconds),
-        "tokens_read": figure_row(report.tokens_read),
-        "tokens_written": figure_row(report.tokens_written),
-        "joules": report.joules,
-        "baseline": None
-        if compared is None
-        else {
-            "information": figure_row(compared.information),
-            "length": figure_row(compared.length),
-            "rate": figure_row(compared.rate),
-        },
-        "cost": msgspec.to_builtins(report.cost),
-        "notes": list(report.notes),
-    }
-
-
-def comparison_row(comparison: distortion.Comparison) -> dict[str, Any]:
-    """The comparison as JSON: cost per right answer in USD."""
-    figures = ("information", "length", "rate", "accuracy", "tokens", "cps", "cps_local_free")
-    return {
-        "points": [
-            {
-                "name": p.name,
-                "compressor": p.compressor,
-                "budget": p.budget,
-                "front": p.front,
-                "by_length": p.by_length,
-            }
-            | {name: figure_row(getattr(p, name)) for name in figures}
-            for p in comparison.points
-        ],
-        "fits": [
-            {"x": f.x, "r2": f.r2} | {"C": figure_row(f.scale), "b": figure_row(f.decay), "D0": figure_row(f.floor)}
-            for f in comparison.fits
-        ],
-        "spearman": figure_row(comparison.spearman),
-        "recommended": comparison.recommended,
-        "margin": comparison.margin,
-    }
-
-
-def attribution_row(one: attribution.Attribution) -> dict[str, Any]:
-    """The attribution as JSON."""
-    return {
-        "compressor": one.compressor,
-        "predictor": one.predictor,
-        "cases": one.cases,
-        **{name: _row(getattr(one, name)) for name in (*_OF_ALL, *_OF_WRONG, *_OF_RIGHT)},
-        "examples": [{"whose": e.whose, **msgspec.to_builtins(e.answer)} for e in one.examples],
-    }
+        out.print(Group(*(attributed(one) for one in found)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,6 +196,41 @@ class _Predictor:
                 f"The price of {self.stage.model!r} is unknown.", hint=f"Give models.{self.stage.name}.price."
             )
         return priced, free
+
+
+@dataclass(frozen=True, slots=True)
+class _Trying:
+    """What compressors are tried on: documents and their questions, who scores, and who answers at what cost."""
+
+    material: cases.Material
+    scorer: Scorer
+    predictor: _Predictor
+    negatives: int
+    usd_per_second: float
+    progress: Progress
+
+    async def trial(self, opened: _Opened, budget: int) -> distortion.Trial:
+        """What a compressor keeps with that budget, and what the predictor makes of it."""
+        made = await _made(opened, self.material, budget, 1, self.progress)
+        report = await measure(
+            self.material.cases,
+            made,
+            self.scorer,
+            shape=opened.shape,
+            copies=self.negatives,
+            baseline=False,
+            progress=self.progress,
+        )
+        return await trial(
+            self.material.cases,
+            made,
+            report,
+            self.predictor.stage.backend,
+            self.predictor.stage.model,
+            pricing=self.predictor.cost,
+            usd_per_second=self.usd_per_second,
+            progress=self.progress,
+        )
 
 
 async def _made(opened: _Opened, material: cases.Material, budget: int, count: int, progress: Progress) -> Summaries:
@@ -363,113 +314,3 @@ def _weights(model: ModelConfig) -> Path:
         return models.locate(model.weights)
     with pull_progress() as show:
         return models.pull(model.weights, show)
-
-
-def _row(figure: Figure | None) -> dict[str, float | int | None] | None:
-    return None if figure is None else figure_row(figure)
-
-
-def _shown(report: Report) -> Group:
-    told, compared = report.estimate, report.baseline
-    title = f"{report.compressor} on {report.contexts} documents, scored by {report.scorer}"
-    table = Table(title=escape(title), title_justify="left")
-    table.add_column("figure")
-    table.add_column("value", justify="right")
-    table.add_column("95% interval", justify="right")
-    rows: list[tuple[str, Figure | None]] = [
-        (f"information, bits (at most {told.bound:.2f})", told.information),
-        ("the same, own document left out of the mean", told.leave_one_out),
-        ("the same, temperature from the other half", told.tuned),
-        ("length, the scorer's tokens", report.length),
-        ("rate, bits a token", report.rate),
-        ("random sentences as long: bits", None if compared is None else compared.information),
-        ("random sentences as long: bits a token", None if compared is None else compared.rate),
-        ("tokens read", report.tokens_read),
-        ("tokens written", report.tokens_written),
-        ("prefill, FLOPs", report.prefill_flops),
-        ("decode, FLOPs", report.decode_flops),
-        ("seconds", report.seconds),
-    ]
-    for name, figure in rows:
-        table.add_row(name, *(_cells(figure) if figure is not None else ("not measured", "")))
-    table.add_row("energy of all, joules", "not measured" if report.joules is None else f"{report.joules:.0f}", "")
-    cost = report.cost
-    spent = f"The estimate took {cost.scores:,} scores, {cost.tokens:,} tokens, {cost.flops:.2g} FLOPs"
-    return Group(table, f"{spent}, {cost.seconds:.0f} s.", *(f"[yellow]{escape(note)}[/]" for note in report.notes))
-
-
-def _compared(comparison: distortion.Comparison) -> Group:
-    table = Table(title="Compressors, * on the front of tokens and right answers", title_justify="left")
-    table.add_column("compressor")
-    for name in ("bits", "tokens", "bits/token", "by length", "right", "read", "USD/1,000 right"):
-        table.add_column(name, justify="right")
-    for p in comparison.points:
-        share = "" if p.by_length is None else f"{p.by_length:.0%}"
-        accuracy = "\n".join(_cells(p.accuracy, 100))
-        columns = ["\n".join(_cells(f)) for f in (p.information, p.length, p.rate)]
-        cost = "\n".join(_cells(p.cps, 1000))
-        table.add_row(escape(p.name) + ("*" if p.front else ""), *columns, share, accuracy, _cells(p.tokens)[0], cost)
-    said = [
-        f"D({'R' if f.x == 'rate' else 'I'}) = C exp(-b x) + D0: C {_said(f.scale)}, b {_said(f.decay)}, "
-        f"D0 {_said(f.floor)}, R² {f.r2:.2f}."
-        for f in comparison.fits
-    ]
-    rank = f"Rank correlation of information and right answers: {_said(comparison.spearman)}."
-    name, margin = escape(comparison.recommended), f"{comparison.margin:.0%}"
-    taken = f"Recommended: [bold]{name}[/], the least cost of those within {margin} of the best."
-    return Group(table, *said, rank, taken)
-
-
-_OF_ALL = {
-    "accuracy": "right",
-    "oracle": "right after the oracle",
-    "empty": "right after nothing",
-    "loss": "the compressor's loss",
-    "rest": "the predictor's",
-    "lucky": "right though not after the oracle",
-}
-_OF_WRONG = {
-    "lost": "lost by the compressor",
-    "missed": "missed by the predictor",
-    "by_predictor": "another predictor has it right",
-    "by_compressor": "after another compressor it is right",
-}
-_OF_RIGHT = {"guessed": "right after nothing too"}
-
-
-def _attributed(one: attribution.Attribution) -> Group:
-    table = Table(title=escape(f"{one.compressor}, then {one.predictor}: {one.cases} cases"), title_justify="left")
-    table.add_column("share")
-    table.add_column("%", justify="right")
-    table.add_column("95% interval", justify="right")
-    parts = ("of all", _OF_ALL), ("of wrong answers", _OF_WRONG), ("of right ones", _OF_RIGHT)
-    for of, names in parts:
-        for name, said in names.items():
-            figure: Figure | None = getattr(one, name)
-            if figure is not None:
-                table.add_row(f"{of}: {said}", *_cells(figure, 100))
-    return Group(table, *(_example(example) for example in one.examples))
-
-
-def _example(example: attribution.Example) -> str:
-    answer = example.answer
-    texts = {"Q": answer.question, "Z": answer.summary, "said": answer.answer, "expected": answer.expected}
-    told = "; ".join(f"{name}: {' '.join(text.split())[:160]}" for name, text in texts.items() if text)
-    return escape(f"The {example.whose}'s, case {answer.id}. {told}")
-
-
-def _cells(figure: Figure, times: float = 1.0) -> Sequence[str]:
-    """Value and interval, in three digits."""
-    if figure.value is None:
-        return "-", ""
-    low, high = (bound if bound is None else _number(bound * times) for bound in (figure.low, figure.high))
-    return _number(figure.value * times), f"{low or ''} – {high or ''}"
-
-
-def _said(figure: Figure) -> str:
-    value, interval = _cells(figure)
-    return f"{value} ({interval})"
-
-
-def _number(value: float) -> str:
-    return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}" if abs(value) < 1e7 else f"{value:.2e}"
