@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smallfirst.exact import binomial_tail, hypergeometric_tail, lower_bound, predictive_bound, upper_bound
+from smallfirst.exact import binomial_tail, hypergeometric_tail, predictive_bound, upper_bound
 
 counts = st.integers(1, 2000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))
 levels = st.floats(1e-6, 0.5)
@@ -21,20 +21,18 @@ def binomial(n: int, p: float) -> list[float]:
 
 @given(st.integers(1, 100_000), levels)
 def test_no_failure_has_a_closed_form(n: int, delta: float) -> None:
-    """Without failures the upper bound is 1 - delta^(1/n); with only failures the lower bound is delta^(1/n)."""
+    """Without failures the bound is 1 - delta^(1/n)."""
     assert float(upper_bound(0, n, delta)) == pytest.approx(-math.expm1(math.log(delta) / n), rel=1e-8)
-    assert float(lower_bound(n, n, delta)) == pytest.approx(delta ** (1 / n), rel=1e-8)
 
 
 def test_bounds_match_published_values() -> None:
-    """10 of 20 at 2.5 % a side is 0.2720 to 0.7280 (Clopper and Pearson's interval, standard tables)."""
-    assert float(lower_bound(10, 20, 0.025)) == pytest.approx(0.2720, abs=5e-5)
+    """10 of 20 at 2.5 % is 0.7280 (Clopper and Pearson's interval, standard tables)."""
     assert float(upper_bound(10, 20, 0.025)) == pytest.approx(0.7280, abs=5e-5)
 
 
 def test_without_calls_nothing_is_bounded() -> None:
-    """No call gives the bounds 0 and 1, and only failures the upper bound 1."""
-    assert (float(lower_bound(0, 0, 0.05)), float(upper_bound(0, 0, 0.05))) == (0, 1)
+    """No call gives the bound 1, and so do only failures."""
+    assert float(upper_bound(0, 0, 0.05)) == 1
     assert float(upper_bound(7, 7, 0.05)) == 1
 
 
@@ -49,7 +47,6 @@ def test_upper_bound_is_where_the_tail_is_delta(count: tuple[int, int], delta: f
     assert k / n < bound[0] or k == n
     assert bound[0] <= bound[1]
     assert bound[0] <= float(upper_bound(k, n, delta / 2))
-    assert float(lower_bound(k, n, delta)) == pytest.approx(1 - float(upper_bound(n - k, n, delta)))
 
 
 @given(st.integers(1, 60), st.floats(1e-6, 1 - 1e-6))
@@ -80,11 +77,10 @@ def test_large_counts_stay_exact() -> None:
 @pytest.mark.parametrize("rate", [0.01, 0.05, 0.3, 0.9])
 @pytest.mark.parametrize("n", [5, 60, 400])
 def test_bounds_cover(rate: float, n: int) -> None:
-    """The bounds miss the true rate with probability at most delta, summed exactly over all outcomes."""
+    """The bound misses the true rate with probability at most delta, summed exactly over all outcomes."""
     terms = np.array([math.exp(math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)) for k in range(n + 1)])
     terms = terms * rate ** np.arange(n + 1) * (1 - rate) ** np.arange(n, -1, -1)
     assert terms[upper_bound(np.arange(n + 1), n, 0.05) < rate].sum() <= 0.05
-    assert terms[lower_bound(np.arange(n + 1), n, 0.05) > rate].sum() <= 0.05
 
 
 @pytest.mark.parametrize("failures", [3, 10, 25, 60])
@@ -109,8 +105,6 @@ def test_impossible_counts_are_refused(k: int, n: int, delta: float) -> None:
     """Counts outside 0..n and levels outside (0, 1) raise an error that says what is allowed."""
     with pytest.raises(ValueError, match="allowed"):
         upper_bound(k, n, delta)
-    with pytest.raises(ValueError, match="allowed"):
-        lower_bound(k, n, delta)
 
 
 def test_a_negative_horizon_is_refused() -> None:

@@ -32,12 +32,6 @@ def upper_bound(failures: ArrayLike, n: ArrayLike, delta: float) -> Floats:
     return bound
 
 
-def lower_bound(failures: ArrayLike, n: ArrayLike, delta: float) -> Floats:
-    """The exact lower bound on a rate, as `upper_bound`: P(bound <= rate) >= 1 - delta."""
-    k, size = _counts(failures, n, delta)
-    return 1 - upper_bound(size - k, size, delta)
-
-
 def predictive_bound(failures: int, n: int, horizon: int, delta: float) -> float:
     """The failure rate that the next `horizon` calls do not exceed, from `failures` among `n` calls before them.
 
