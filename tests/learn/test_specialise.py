@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,12 @@ from typer.testing import CliRunner
 
 from smallfirst.cli import app, main
 from smallfirst.config import parse
-from smallfirst.errors import ConfigError
+from smallfirst.errors import ConfigError, TrainError
 from smallfirst.learn import base, card, export, specialise, train
 from smallfirst.learn.curve import Point
+from smallfirst.learn.dataset import WrongRow
 from smallfirst.learn.packing import Example
+from smallfirst.learn.prefer import Pair, PreferConfig, Preferred
 from smallfirst.models import file_sha256
 from smallfirst.serve.server import serving
 from smallfirst.store import open_store
@@ -161,8 +164,53 @@ def test_training_gets_the_splits_and_tells_how_to_serve(
     assert served.models["desk"].adapters["desk"] == str((home / "adapters/desk/adapter.gguf").resolve())
     assert run(*args)["trained"] is None
     assert len(trainer.given) == 1
-    run(*args, "--seed", "1")
+    assert run(*args, "--seed", "1")["merged"] is None
     assert len(trainer.given) == 2
+    merged = run(*args, "--seed", "1", "--merged")["merged"]
+    assert merged == "adapters/desk/merged.gguf"
+    assert Path(merged).exists()
+
+
+def test_what_was_tuned_by_preference_is_exported_and_merged(
+    desk: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tuning takes the trained adapter and the dataset's wrong answers; export and merging take what it made."""
+    Trainer(monkeypatch)
+    exported: list[Path] = []
+    monkeypatch.setattr(export, "read_factors", lambda at, _: exported.append(at) or export.Factors({}, 4, 8.0))
+
+    def prefer(_: base.Base, start: Path, pairs: Sequence[Pair], folder: Path, config: PreferConfig) -> Preferred:
+        assert (start, len(pairs), config.beta) == (home / "a/training", 1, 0.2)
+        return Preferred(folder, 0.5, 1.0)
+
+    monkeypatch.setattr(specialise, "prefer", prefer)
+    weights = tiny.write_model(home / "tiny.gguf")
+    data = card.load(desk / "data")
+    wrong = WrongRow(data.splits["train"][0].id, "No.")
+    data, tuning = msgspec.structs.replace(data, wrong=(wrong,)), PreferConfig(beta=0.2)
+    made = specialise.specialise(data, weights, home / "a", train.TrainConfig(), preference=tuning)
+    assert made.preferred is not None
+    assert made.manifest is not None
+    assert made.manifest.recipe["preference"]["beta"] == 0.2
+    again = specialise.specialise(data, weights, home / "a", train.TrainConfig(), preference=tuning)
+    assert (again.trained, again.manifest) == (None, made.manifest)
+    assert specialise.merge(weights, home / "a").exists()
+    assert exported == [home / "a/preferred"] * 2
+    other = specialise.specialise(data, weights, home / "a", train.TrainConfig())
+    assert (other.trained is None, other.preferred) == (False, None)
+    specialise.merge(weights, home / "a")
+    assert exported[2:] == [home / "a/training"] * 2
+
+
+def test_there_is_nothing_to_prefer_without_wrong_answers(
+    desk: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A dataset that knows no wrong answer is refused before anything is trained, and so is DoRA."""
+    trainer = Trainer(monkeypatch)
+    args = ["train", "--data", f"{desk}/data", "--base", str(tiny.write_model(home / "tiny.gguf"))]
+    assert isinstance(CLI.invoke(app, [*args, "--prefer"]).exception, TrainError)
+    assert isinstance(CLI.invoke(app, [*args, "--method", "dora", "--merged"]).exception, ConfigError)
+    assert trainer.given == []
 
 
 def test_training_tells_people_what_came_out(desk: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

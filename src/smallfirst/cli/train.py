@@ -44,6 +44,12 @@ def train(
     minutes: Annotated[float | None, typer.Option(help="Train at most so long.")] = None,
     lr: Annotated[float, typer.Option(help="The learning rate's largest value.")] = 2e-3,
     seed: Annotated[int, typer.Option(help="Order of the examples, and where the adapter begins.")] = 0,
+    prefer: Annotated[
+        bool, typer.Option("--prefer", help="Then tune it to prefer right answers to wrong ones that were given (DPO).")
+    ] = False,
+    merged: Annotated[
+        bool, typer.Option("--merged", help="Also write merged.gguf: the base with the adapter in it, in Q8_0.")
+    ] = False,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -52,12 +58,17 @@ def train(
     Broken off and run again, it goes on from its last checkpoint. Done, it tells what serves the adapter.
     """
     from smallfirst.learn.card import load as load_dataset
+    from smallfirst.learn.prefer import PreferConfig
     from smallfirst.learn.progress import shown
-    from smallfirst.learn.specialise import specialise
+    from smallfirst.learn.specialise import merge, specialise
     from smallfirst.learn.train import TrainConfig
 
     if (task is None) == (data is None):
         raise ConfigError("Give a TASK or --data FOLDER, one of them.", hint="`smallfirst dataset` makes datasets.")
+    if method is Method.dora and (prefer or merged):
+        raise ConfigError(
+            "The embedded engine cannot serve DoRA.", hint="Leave out --prefer and --merged, or use lora."
+        )
     material = load_dataset(data or folder_of(DATASETS, str(task)))
     name = material.card.task
     settings = TrainConfig(
@@ -74,12 +85,16 @@ def train(
         weights = models.pull(base, show) if base in models.CATALOGUE else models.locate(base)
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # about words of its own
     with shown(err, escape(name)) as report:
-        made = specialise(material, weights, folder, settings, report=report)
+        preference = PreferConfig(seed=seed) if prefer else None
+        made = specialise(material, weights, folder, settings, preference=preference, report=report)
+    whole = merge(weights, folder) if merged else None
     served = None if made.adapter is None else serving(name, base, made.adapter, _large(name, config))
     if as_json:
-        print_json(_facts(made, folder, served))
-    else:
-        _tell(made, folder, served)
+        print_json(_facts(made, folder, served) | {"merged": None if whole is None else str(whole)})
+        return
+    _tell(made, folder, served)
+    if whole is not None:
+        out.print(f"\nMerged: {whole}.", markup=False, highlight=False)
 
 
 def serving(task: str, base: str, adapter: Path, large: str) -> str:
@@ -125,6 +140,7 @@ def _facts(made: Specialist, folder: Path, served: str | None) -> dict[str, Any]
             "left_out": trained.left_out,
             "curve": [msgspec.to_builtins(point) for point in trained.curve],
         },
+        "preferred": None if made.preferred is None else {"loss": made.preferred.loss, "gained": made.preferred.gained},
         "config": served,
     }
 
@@ -143,6 +159,8 @@ def _tell(made: Specialist, folder: Path, served: str | None) -> None:
         )
         if trained.left_out:
             out.print(f"{trained.left_out} examples were too long for training.", highlight=False)
+    if made.preferred is not None:
+        out.print(f"Tuned by preference: {made.preferred.gained:.0%} of right answers gained on the wrong one.")
     if served is None:
         out.print(f"The embedded engine cannot serve DoRA; PEFT's adapter is in {folder}/training.", markup=False)
     else:
