@@ -38,7 +38,8 @@ TRIES = 3
 ALPHA = DELTA = 0.05
 _LOOKING = ""
 """The job of looking at all records; no task has this name."""
-_CALLS = "calls.jsonl"
+CALLS = "calls.jsonl"
+"""The file of all scrubbed records, in the folder of the artifacts."""
 _MORE_LABELS = 50
 Outcome = Literal["released", "declined", "failed", "busy", "waiting", "calibrated", "settled"]
 Rounds = Callable[[Sequence[str]], Awaitable[Sequence["TaskReport"]]]
@@ -162,7 +163,7 @@ class Loop:
             watched = await watch(self._store, self._settings.since)
             if not watched.calls or _nothing_new(looking.state, watched):
                 return Pass(tuple(reports))
-            found = await looking.during(self._survey())
+            found = await looking.during(self.survey())
         begun, others, undone = await self._begin(found, watched, {report.task for report in reports})
         made = await self._rounds(begun)
         async with self._jobs.own(_LOOKING) as looking:
@@ -181,8 +182,8 @@ class Loop:
     async def _here(self, begun: Sequence[str]) -> Sequence[TaskReport]:
         return [await self.go_on(task) for task in begun]
 
-    async def _survey(self) -> Found:
-        """Scrub the records, find the tasks in them, and keep these."""
+    async def survey(self) -> Found:
+        """Scrub the records, find the tasks in them, and keep these. Raises as `once` does."""
         try:
             calls = await self._scrubbed()
         except OSError as error:
@@ -202,7 +203,7 @@ class Loop:
         """The records, scrubbed anew."""
         folder, wanted = self._settings.folder, RecordFilter(since=self._settings.since)
         folder.mkdir(parents=True, exist_ok=True)
-        draft = folder / f"{_CALLS}.{os.getpid()}"
+        draft = folder / f"{CALLS}.{os.getpid()}"
         total = max(await self._store.count(wanted), 1)
         with self._show("", "scrub") as tell, draft.open("wb") as file:
             result = await write(self._store, file, wanted, progress=lambda n: tell(n / total, f"{n} records"))
@@ -210,8 +211,8 @@ class Loop:
             draft.unlink()
             where = ", ".join(dict.fromkeys(record for record, _ in result.leaked[:5]))
             raise DataError(f"Scrubbing left identifiers in {len(result.leaked)} places, in {where}, ...")
-        draft.replace(folder / _CALLS)
-        return Lines(folder / _CALLS)
+        draft.replace(folder / CALLS)
+        return Lines(folder / CALLS)
 
     async def _begin(
         self, found: Found, watched: Watched, worked: set[str]
@@ -266,7 +267,7 @@ class Loop:
 
     async def _stage(self, owned: Owned, job: Job, stage: Stage) -> Job:
         """The job after a stage."""
-        work = Round(owned.task, Path(job.folder), self._settings.folder / _CALLS)
+        work = Round(owned.task, Path(job.folder), self._settings.folder / CALLS)
         try:
             work.folder.mkdir(parents=True, exist_ok=True)
             with self._show(job.name or owned.task, stage) as tell:

@@ -100,7 +100,12 @@ class Conversion:
         return Done({"reached": reached, "targeted": clusters})
 
     async def evaluate(self, work: Round, tell: Tell) -> Done:
-        """What the specialist is worth on calls that it has not seen; declined when it promises or saves nothing."""
+        """What the specialist is worth; declined when it promises or saves nothing."""
+        found = await self.evaluated(work, tell)
+        return Done(_worth(found), declined(found))
+
+    async def evaluated(self, work: Round, tell: Tell) -> Evaluation:
+        """What the specialist is worth on calls that it has not seen, kept in the round's folder."""
         data, wanted = card.load(work.folder / "dataset"), self.config.policy(work.task).others
         others = {name: model for name, model in self.config.models.items() if name in wanted}
         version = await asyncio.to_thread(version_of, work.task, work.folder / _ADAPTER, self.recipe.base)
@@ -114,7 +119,7 @@ class Conversion:
             )
         evaluation.save(found, work.folder)
         write_json(None if found.acceptance is None else found.acceptance.to_json(), work.folder / _ACCEPTANCE)
-        return Done(_worth(found), _declined(found))
+        return found
 
     async def release(self, work: Round, tell: Tell) -> Done:
         """The version, its calibration, and its rollout; running gateways follow."""
@@ -139,7 +144,7 @@ def _worth(found: Evaluation) -> dict[str, Any]:
     return {"arms": arms, "promise": " ".join(evaluation.sentences(found)[:1])}
 
 
-def _declined(found: Evaluation) -> str:
+def declined(found: Evaluation) -> str:
     """Why the large model keeps the task, "" if the specialist is worth a release."""
     if found.certificate is None:
         return found.refused or "nothing can be promised of its answers"
