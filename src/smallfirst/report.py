@@ -348,7 +348,7 @@ def _task_table(report: Report) -> Table:
         title=f"By task, {report.level:.0%} intervals", title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0)
     )
     table.add_column("task\ncalls", overflow="fold")
-    columns = [[f"{summary.task}\n{summary.calls:,}" for summary in report.tasks]]
+    columns = [[Text(f"{summary.task}\n{summary.calls:,}") for summary in report.tasks]]
     for spec in (spec for spec in FIGURES if spec.attribute in _TASK_TABLE):
         heading, cells = spec.name.replace("-", " "), []
         unbroken = heading.split()

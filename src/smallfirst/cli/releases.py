@@ -169,8 +169,8 @@ def _shown(release: Release, rollout: Rollout) -> dict[str, Any]:
 
 
 def _table(found: list[Release]) -> Table:
-    names = (Column(title, overflow="fold") for title in ("task", "live", "previous", "on trial"))
-    table = Table(*names, "step", "share", "calls", "because")
+    whole = (Column(title, overflow="fold") for title in ("task", "live", "previous", "on trial"))
+    table = Table(*whole, "step", "share", "calls", "because")
     for one in found:
         names = [_short(name) for name in (one.live, one.previous, one.candidate)]
         if one.trial is None:
