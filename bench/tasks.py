@@ -20,7 +20,6 @@ time of one assignment, its mean. Means over seeds with 95 % intervals. The refe
 from __future__ import annotations
 
 import argparse
-import gzip
 import json
 import random
 import sys
@@ -34,30 +33,14 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+import callsites
+from callsites import Site, Turns
 from smallfirst import stats
 from smallfirst.assignment import Assigner
 from smallfirst.learn import tasks
-from smallfirst.types import Request, ResponseFormat, Tool
+from smallfirst.types import Json, Request, ResponseFormat, Tool
 
 CALLS = 2640
-DOMAINS = {
-    "banking": "freeze_account routing pin_change bill_due pay_bill account_blocked interest_rate min_payment "
-    "bill_balance transfer order_checks balance spending_history transactions report_fraud",
-    "cards": "replacement_card_duration expiration_date damaged_card improve_credit_score report_lost_card "
-    "card_declined credit_limit_change apr redeem_rewards credit_limit rewards_balance application_status "
-    "credit_score new_card international_fees",
-    "home": "what_song play_music todo_list_update reminder reminder_update calendar_update order_status "
-    "update_playlist shopping_list calendar next_song order todo_list shopping_list_update smart_home",
-    "commute": "current_location oil_change_when oil_change_how uber traffic tire_pressure schedule_maintenance gas "
-    "mpg distance directions last_maintenance gas_type tire_change jump_start",
-    "utility": "weather alarm date find_phone share_location timer make_call calculator definition "
-    "measurement_conversion flip_coin spelling time roll_dice text",
-    "work": "pto_request_status next_holiday insurance_change insurance meeting_schedule payday taxes income "
-    "rollover_401k pto_balance pto_request w2 schedule_meeting direct_deposit pto_used",
-}
-NAMES = "Ana Ben Chloe David Elif Farid Grace Hugo Ines Jun Karim Lena Mei Noah Olga Priya Quinn Rosa Sam Tariq".split()
-LAST = "Adams Baker Chen Diaz Evans Fischer Garcia Haddad Ito Jansen Khan Lopez Meyer Novak Okafor Patel".split()
-DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,10 +49,10 @@ class Call:
 
     id: str
     created_at: float
-    messages: tuple[dict[str, Any], ...]
-    tools: tuple[dict[str, Any], ...] = ()
-    response_format: dict[str, Any] | None = None
-    answer: dict[str, Any] | None = None
+    messages: tuple[Json, ...]
+    tools: tuple[Json, ...] = ()
+    response_format: Json | None = None
+    answer: Json | None = None
     task: str | None = None
     episode: str | None = None
     correct: bool | None = None
@@ -78,71 +61,13 @@ class Call:
     cost_usd: float | None = 0.001
 
 
-@dataclass(frozen=True, slots=True)
-class Site:
-    """What a site's calls share, and its conversations: (role, text) each."""
-
-    instructions: str
-    conversations: tuple[tuple[tuple[str, str], ...], ...]
-    tools: tuple[dict[str, Any], ...] = ()
-    response_format: dict[str, Any] | None = None
-
-
 def sites(data: Path, dialogues: str) -> dict[str, Site]:
-    return {**sgd(data / "sgd", dialogues), **snips(data / "snips"), **clinc(data / "clinc150")}
-
-
-def sgd(folder: Path, dialogues: str) -> dict[str, Site]:
-    offered: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for tool in json.loads((folder / "tools_train.json").read_text()).values():
-        function = {key: tool[key] for key in ("name", "description", "parameters")}
-        offered[tool["service"]].append({"type": "function", "function": function})
-    said: dict[str, list[tuple[tuple[str, str], ...]]] = defaultdict(list)
-    with gzip.open(folder / "calls_train.jsonl.gz", "rt") as lines:
-        for row in map(json.loads, lines):
-            if dialogues == "any" or len(row["services_in_dialogue"]) == 1:
-                roles = {"U": "user", "S": "assistant"}
-                said[row["service"]].append(tuple((roles[who], text) for who, text in row["history"]))
+    services = callsites.sgd(data / "sgd" / "calls_train.jsonl.gz", alone=dialogues == "one")
     return {
-        f"sgd:{service}": Site(
-            f"Help the user of our {service.split('_')[0]} service to get it done. Ask for what is missing. You can: "
-            + "; ".join(tool["function"]["description"] for tool in offered[service]),
-            tuple(turns),
-            tuple(offered[service]),
-        )
-        for service, turns in said.items()
-        if len(turns) >= 150
+        **{f"sgd:{name}": site for name, site in services.items() if len(site.calls) >= 150},
+        **callsites.snips_intents(data / "snips"),
+        **{f"clinc:{domain}": callsites.clinc(data / "clinc150", domain) for domain in callsites.DOMAINS},
     }
-
-
-def snips(folder: Path) -> dict[str, Site]:
-    found = {}
-    for path in sorted(folder.glob("train_*_full.json")):
-        [(intent, rows)] = json.loads(path.read_bytes().decode("utf-8", "replace")).items()
-        slots = sorted({part["entity"] for row in rows for part in row["data"] if "entity" in part})
-        schema = {"type": "object", "properties": {slot: {"type": "string"} for slot in slots}}
-        texts = ["".join(part["text"] for part in row["data"]).strip() for row in rows]
-        found[f"snips:{intent}"] = Site(
-            f"The user's utterance has the intent {intent}. Extract its slots word for word: {', '.join(slots)}.",
-            tuple((("user", text),) for text in texts if text),
-            response_format={"type": "json_schema", "json_schema": {"name": "slots", "schema": schema}},
-        )
-    return found
-
-
-def clinc(folder: Path) -> dict[str, Site]:
-    rows = json.loads((folder / "data_full.json").read_text())
-    found = {}
-    for domain, names in DOMAINS.items():
-        intents = names.split()
-        texts = [text for part in ("train", "val", "test") for text, intent in rows[part] if intent in intents]
-        schema = {"type": "object", "properties": {"intent": {"enum": intents}}, "required": ["intent"]}
-        found[f"clinc:{domain}"] = Site(
-            f"Classify the message of a user about {domain} into one of: {', '.join(intents)}.",
-            tuple((("user", text),) for text in texts),
-            response_format={"type": "json_schema", "json_schema": {"name": "intent", "schema": schema}},
-        )
-    return found
 
 
 def draw(of: Mapping[str, Site], seed: int) -> tuple[list[Call], list[str], list[Call], list[str]]:
@@ -152,33 +77,29 @@ def draw(of: Mapping[str, Site], seed: int) -> tuple[list[Call], list[str], list
     log: list[tuple[Call, str]] = []
     unseen: list[tuple[Call, str]] = []
     for name, site in of.items():
-        drawn = rng.sample(site.conversations, min(2 * each, len(site.conversations)))
-        for n, turns in enumerate(drawn):
-            (log if n < each else unseen).append((sent(site, turns, rng), name))
+        drawn = rng.sample(site.calls, min(2 * each, len(site.calls)))
+        for n, said in enumerate(drawn):
+            (log if n < each else unseen).append((sent(site, said.turns, rng), name))
     rng.shuffle(log)
     return [c for c, _ in log], [s for _, s in log], [c for c, _ in unseen], [s for _, s in unseen]
 
 
-def sent(site: Site, turns: Sequence[tuple[str, str]], rng: random.Random) -> Call:
+def sent(site: Site, turns: Turns, rng: random.Random) -> Call:
     """The call as an agent would send it."""
-    who = f"{rng.choice(NAMES)} {rng.choice(LAST)}"
-    date = f"{rng.choice(DAYS)}, 2025-{rng.randint(1, 12):02}-{rng.randint(1, 28):02}"
-    opening = f"Today is {date}. You are talking to {who} (customer {rng.randrange(10**6):06}). "
-    closing = f" Session {rng.getrandbits(48):012x}."
-    system = {"role": "system", "content": opening + site.instructions + closing}
+    system = {"role": "system", "content": site.system(rng)}
     messages = (system, *({"role": role, "content": text} for role, text in turns))
     tools, form = tuple(rng.sample(site.tools, len(site.tools))), site.response_format
     if rng.random() < 0.5:
-        tools = tuple(tool | {"function": revised(tool["function"], "parameters")} for tool in tools)
-        form = form and form | {"json_schema": revised(form["json_schema"], "schema")}
+        tools = tuple({**tool, "function": revised(tool["function"], "parameters")} for tool in tools)
+        form = form and {**form, "json_schema": revised(form["json_schema"], "schema")}
     return Call("", 1.7e9, messages, tools, form)
 
 
-def revised(holder: dict[str, Any], key: str) -> dict[str, Any]:
+def revised(holder: Json, key: str) -> Json:
     """Another version of a schema: its last field has gone, if it has several, and a new one has come."""
     fields = dict(holder[key]["properties"])
     kept = dict(list(fields.items())[: max(1, len(fields) - 1)])
-    return holder | {key: holder[key] | {"properties": kept | {"locale": {"type": "string"}}}}
+    return {**holder, key: {**holder[key], "properties": {**kept, "locale": {"type": "string"}}}}
 
 
 def with_generic_prompt(call: Call) -> Call:

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import gzip
 import json
 import random
 import sys
@@ -34,6 +33,8 @@ from msgspec.structs import replace
 from rich.console import Console
 from rich.table import Table
 
+import callsites
+from callsites import Site
 from smallfirst import models
 from smallfirst.agreement import same_answer
 from smallfirst.backends.llamacpp import EngineConfig, LlamaCppBackend
@@ -48,7 +49,6 @@ from smallfirst.learn.progress import shown
 from smallfirst.learn.train import TrainConfig, train
 from smallfirst.stats import ratio, wilson
 from smallfirst.types import Choice, Constraint, Request, ResponseFormat, Sampling, Tool, ToolCall, ToolChoice
-from tasks import DOMAINS
 
 ROUND_TOKENS = 2048
 CALIBRATION = 0.15
@@ -71,76 +71,42 @@ class Call:
         return Example(self.id, self.episode, prompt, answer)
 
 
-def asked(turns: Sequence[tuple[str, str]], **fields: Any) -> Request:
-    request = Request(
+def asked(site: Site) -> list[Call]:
+    """The calls of a site, without its system prompt, which a specialist does not read."""
+    functions = [tool["function"] for tool in site.tools]
+    form = site.response_format and site.response_format["json_schema"]
+    shared = Request(
         wire="chat",
         body={},
         model="specialist",
-        messages=tuple({"role": role, "content": text} for role, text in turns),
+        messages=(),
+        tools=tuple(Tool(each["name"], each["description"], each["parameters"]) for each in functions),
+        tool_choice=ToolChoice("required" if functions else "auto"),
+        response_format=ResponseFormat("json_schema", form["schema"], form["name"]) if form else ResponseFormat(),
         parallel_tool_calls=False,
         sampling=Sampling(max_tokens=200),
-        **fields,
     )
-    schema = constraint_schema(request)
+    schema = constraint_schema(shared)
     assert schema is not None
-    return replace(request, constraint=Constraint(schema))
+    shared, found = replace(shared, constraint=Constraint(schema)), []
+    for said in site.calls:
+        value = json.dumps(said.value)
+        right = Choice(tool_calls=(ToolCall("", said.tool, value),)) if said.tool else Choice(value)
+        messages = tuple({"role": role, "content": text} for role, text in said.turns)
+        found.append(Call(said.id, said.episode, replace(shared, messages=messages), right))
+    return found
 
 
 def calls_of(data: Path, task: str) -> tuple[list[Call], list[Call]]:
     """The calls of a task; those that the data set itself keeps for testing, if it does, stand in the second list."""
     name, _, part = task.partition("/")
     if name == "sgd":
-        return sgd(data / "sgd", part), []
+        return asked(callsites.sgd(data / "sgd" / "calls_train.jsonl.gz")[part]), []
     if name == "snips":
-        return snips(data / "snips", "train_*_full"), snips(data / "snips", "validate_*")
-    return clinc(data / "clinc150", part, "train", "val"), clinc(data / "clinc150", part, "test")
-
-
-def sgd(data: Path, service: str) -> list[Call]:
-    offered = json.loads((data / "tools_train.json").read_text()).values()
-    tools = tuple(Tool(t["name"], t["description"], t["parameters"]) for t in offered if t["service"] == service)
-    roles, found = {"U": "user", "S": "assistant"}, []
-    with gzip.open(data / "calls_train.jsonl.gz", "rt") as lines:
-        for row in map(json.loads, lines):
-            if row["service"] == service:
-                turns = [(roles[who], text) for who, text in row["history"]]
-                request = asked(turns, tools=tools, tool_choice=ToolChoice("required"))
-                right = ToolCall("", row["method"], json.dumps(row["arguments"]))
-                episode = str(row["id"]).rsplit("/", 1)[0]
-                found.append(Call(row["id"], episode, request, Choice(tool_calls=(right,))))
-    return found
-
-
-def snips(data: Path, files: str) -> list[Call]:
-    rows, slots = [], defaultdict[str, set[str]](set)
-    for path in sorted(data.glob(f"{files}.json")):
-        [(intent, said)] = json.loads(path.read_bytes().decode("utf-8", "replace")).items()
-        for row in said:
-            parts = [part for part in row["data"] if "entity" in part]
-            rows.append((intent, "".join(part["text"] for part in row["data"]).strip(), parts))
-            slots[intent] |= {part["entity"] for part in parts}
-    tools = tuple(
-        Tool(intent, "", {"type": "object", "properties": {slot: {"type": "string"} for slot in sorted(names)}})
-        for intent, names in slots.items()
-    )
-    found = []
-    for n, (intent, text, parts) in enumerate(rows):
-        request = asked([("user", text)], tools=tools, tool_choice=ToolChoice("required"))
-        right = ToolCall("", intent, json.dumps({part["entity"]: part["text"].strip() for part in parts}))
-        found.append(Call(f"{files}{n}", text, request, Choice(tool_calls=(right,))))
-    return found
-
-
-def clinc(data: Path, domain: str, *parts: str) -> list[Call]:
-    rows, intents = json.loads((data / "data_full.json").read_text()), DOMAINS[domain].split()
-    schema = {"type": "object", "properties": {"intent": {"enum": intents}}, "required": ["intent"]}
-    form = ResponseFormat("json_schema", schema, "intent")
-    return [
-        Call(f"{part}{n}", text, asked([("user", text)], response_format=form), Choice(json.dumps({"intent": intent})))
-        for part in parts
-        for n, (text, intent) in enumerate(rows[part])
-        if intent in intents
-    ]
+        folder = data / "snips"
+        return asked(callsites.snips(folder, "train_*_full")), asked(callsites.snips(folder, "validate_*"))
+    folder = data / "clinc150"
+    return asked(callsites.clinc(folder, part, ("train", "val"))), asked(callsites.clinc(folder, part, ("test",)))
 
 
 class Splits:
