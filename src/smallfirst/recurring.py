@@ -7,6 +7,7 @@ thread, and no kept object is ever changed.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -28,7 +29,7 @@ class Parts:
     """JSON values by their text, and by the identity of each value what was derived from it."""
 
     def __init__(self) -> None:
-        self._values: dict[bytes, Any] = {}
+        self._values: OrderedDict[bytes, Any] = OrderedDict()  # a dict searches ever longer for its oldest
         self._derived: dict[int, dict[object, Any]] = {}
         self._size = 0
 
@@ -78,9 +79,9 @@ class Parts:
         self._values[text], self._derived[id(value)] = value, {}
         self._size += len(text) + _PART_BYTES
         while self._size > MAX_BYTES:
-            oldest = next(iter(self._values))
-            self._size -= len(oldest) + _PART_BYTES
-            self._forget(self._values.pop(oldest))
+            text, value = self._values.popitem(last=False)
+            self._size -= len(text) + _PART_BYTES
+            self._forget(value)
 
     def _forget(self, value: object) -> None:
         for result in self._derived.pop(id(value), {}).values():
