@@ -5,10 +5,8 @@ SQL is written once, with `?` for parameters, in the part of the language that b
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
-from functools import lru_cache
-from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -34,16 +32,15 @@ class Locked(StoreError):
 class Connection(Protocol):
     """One connection, used by one thread at a time. Every method raises `StoreError` and nothing else.
 
-    `insert_rows` is the number of rows that one INSERT should carry at most, a power of two. `row_lock` is what follows
-    a SELECT to keep other processes from changing its rows before the transaction ends. `quick`: a commit takes less
-    time than handing it to another thread and waits for no disk and no server.
+    `row_lock` is what follows a SELECT to keep other processes from changing its rows before the transaction ends.
+    `quick`: a commit takes less time than handing it to another thread and waits for no disk and no server.
     """
 
-    insert_rows: ClassVar[int]
     row_lock: ClassVar[str]
     quick: bool
 
     def execute(self, sql: str, params: Sequence[object] = ()) -> None: ...
+    def execute_many(self, sql: str, rows: Iterable[Row]) -> None: ...
     def query(self, sql: str, params: Sequence[object] = ()) -> list[Row]: ...
     def transaction(self, *, wait: bool = True) -> AbstractContextManager[None]:
         """Commit what is done inside, or roll all of it back. A read-only connection sees one state of the database.
@@ -89,29 +86,12 @@ def sqlite_path(url: str) -> Path | None:
 
 
 def insert(connection: Connection, into: str, rows: Sequence[Row], *, conflict: str) -> None:
-    """Insert `rows` with few statements. `into` is "table (columns)", `conflict` what follows ON CONFLICT."""
-    for values, params in in_values(connection, rows):
-        connection.execute(f"INSERT INTO {into} {values} ON CONFLICT {conflict}", params)
-
-
-def in_values(connection: Connection, rows: Sequence[Row]) -> Iterator[tuple[str, Row]]:
-    """`rows` as few VALUES lists with their parameters, of few distinct shapes (64, 32, ... 1 rows, say), so that what
-    is made of them stays prepared."""
-    start, size = 0, connection.insert_rows
-    while start < len(rows):
-        while size > len(rows) - start:
-            size //= 2
-        chunk = rows[start : start + size]
-        yield _values(len(chunk[0]), size), tuple(chain.from_iterable(chunk))
-        start += size
-
-
-@lru_cache(maxsize=256)
-def _values(columns: int, rows: int) -> str:
-    row = f"({', '.join('?' * columns)})"
-    return f"VALUES {', '.join([row] * rows)}"
+    """Insert `rows`. `into` is "table (columns)", `conflict` what follows ON CONFLICT."""
+    if rows:
+        sql = f"INSERT INTO {into} VALUES ({marks(rows[0])}) ON CONFLICT {conflict}"  # noqa: S608
+        connection.execute_many(sql, rows)
 
 
 def marks(values: Sequence[object]) -> str:
-    """The parameter marks of an IN list for `values`."""
+    """The parameter marks of a list of `values`."""
     return ", ".join("?" * len(values))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import TYPE_CHECKING, ClassVar
@@ -64,7 +64,6 @@ class PostgresConnection:
     """See `database.Connection`. The statements of a transaction go out in one pipeline, so few wait for a reply."""
 
     quick = False
-    insert_rows: ClassVar[int] = 2  # the pipeline groups them; psycopg parses anew what has over 50 parameters
     row_lock: ClassVar[str] = " FOR UPDATE"
 
     def __init__(self, connection: psycopg.Connection) -> None:
@@ -73,6 +72,10 @@ class PostgresConnection:
     def execute(self, sql: str, params: Sequence[object] = ()) -> None:
         with self._translating():
             self._connection.execute(_percent(sql), params)
+
+    def execute_many(self, sql: str, rows: Iterable[Row]) -> None:
+        with self._translating(), self._connection.cursor() as cursor:
+            cursor.executemany(_percent(sql), rows)
 
     def query(self, sql: str, params: Sequence[object] = ()) -> list[Row]:
         with self._translating():

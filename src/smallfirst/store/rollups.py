@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from smallfirst.store.database import Connection, Row, in_values, insert, marks
+from smallfirst.store.database import Connection, Row, insert, marks
 from smallfirst.store.facts import ATTEMPT, MEASURES, RECORD, Floats, fact, measured, shadow, taken_back
 
 FOLD_AT = 1024
@@ -70,10 +70,9 @@ class Span:
 
 def insert_facts(connection: Connection, rows: Mapping[str, Row]) -> None:
     """Add what records add, by their ids, those that are there already left out."""
-    into = f"INSERT INTO facts ({_COLUMNS}) SELECT {_COLUMNS} FROM made"  # noqa: S608
-    unless = "WHERE NOT EXISTS (SELECT 1 FROM records WHERE records.id = made.id)"
-    for values, params in in_values(connection, [(record_id, *row) for record_id, row in rows.items()]):
-        connection.execute(f"WITH made (id, {_COLUMNS}) AS ({values}) {into} {unless}", params)
+    unless = "WHERE NOT EXISTS (SELECT 1 FROM records WHERE id = ?)"
+    made = ((*row, record_id) for record_id, row in rows.items())
+    connection.execute_many(f"INSERT INTO facts ({_COLUMNS}) SELECT ?, ?, ?, ?, ? {unless}", made)
 
 
 def insert_shadow(connection: Connection, place: Row, usd: float, attempt: Row) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -97,7 +97,6 @@ class SqliteDatabase:
 class SqliteConnection:
     """See `database.Connection`. One that writes has a checkpointer."""
 
-    insert_rows: ClassVar[int] = 64  # one release of the interpreter lock for many rows
     row_lock: ClassVar[str] = ""  # whoever writes holds the only lock there is
 
     def __init__(
@@ -117,6 +116,12 @@ class SqliteConnection:
     def execute(self, sql: str, params: Sequence[object] = ()) -> None:
         try:
             self._connection.execute(sql, params)
+        except (sqlite3.Error, OverflowError) as error:
+            raise _translated(error) from error
+
+    def execute_many(self, sql: str, rows: Iterable[Row]) -> None:
+        try:
+            self._connection.executemany(sql, rows)
         except (sqlite3.Error, OverflowError) as error:
             raise _translated(error) from error
 
