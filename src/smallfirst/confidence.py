@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -256,13 +257,17 @@ def _decision_token(choice: Choice, raw: str, spans: Sequence[tuple[int, int]]) 
 
 def _overlapping(choice: Choice, raw: str, spans: Iterable[tuple[int, int]]) -> list[int]:
     """Indices of the tokens that share a character other than a quote with a span."""
-    covered = {at for start, end in spans for at in range(start, end) if raw[at] != '"'}
-    ends = accumulate(len(token.token) for token in choice.logprobs)
-    return [
-        index
-        for index, (token, end) in enumerate(zip(choice.logprobs, ends, strict=True))
-        if not covered.isdisjoint(range(end - len(token.token), end))
-    ]
+    ends = list(accumulate(len(token.token) for token in choice.logprobs))
+    found: set[int] = set()
+    for start, end in spans:
+        begin = start
+        for index in range(bisect_right(ends, start), len(ends)):
+            if raw[begin : min(end, ends[index])].strip('"'):
+                found.add(index)
+            begin = ends[index]
+            if begin >= end:
+                break
+    return sorted(found)
 
 
 def _value_spans(choice: Choice, raw: str) -> list[tuple[int, int]]:

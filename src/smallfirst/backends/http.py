@@ -32,6 +32,7 @@ from smallfirst.errors import (
     UpstreamError,
 )
 
+_decode_object = msgspec.json.Decoder(dict[str, Any]).decode
 _NO_HEADERS: Mapping[str, str] = {}
 _BASE_DELAY_S = 0.5  # of the first retry; doubles with each
 _LONGEST_DELAY_S = 8.0
@@ -266,7 +267,7 @@ class Upstream:
 
     def _refusal(self, reply: Reply, data: bytes) -> UpstreamError:
         try:
-            body = msgspec.json.decode(data, type=dict[str, Any])
+            body = _decode_object(data)
         except (msgspec.DecodeError, UnicodeDecodeError):
             body = None
         hint = _HINTS.get(reply.status, "Check the backend's base_url." if reply.status < 400 else "")
@@ -280,7 +281,7 @@ class Upstream:
 
     def _object(self, reply: Reply, data: bytes) -> dict[str, Any]:
         try:
-            return msgspec.json.decode(data, type=dict[str, Any])
+            return _decode_object(data)
         except (msgspec.DecodeError, UnicodeDecodeError):
             pass
         raise BackendGarbage(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from operator import itemgetter
+
 from msgspec import Struct
 
 from smallfirst.errors import BackendGarbage
@@ -15,6 +17,7 @@ _FINISH: dict[str, FinishReason] = {
     "function_call": "tool_calls",
     "content_filter": "content_filter",
 }
+_LOGPROB = itemgetter(1)
 
 
 class _PromptDetails(Struct):
@@ -169,7 +172,7 @@ def token_logprobs(given: Logprobs) -> tuple[TokenLogprob, ...]:
         TokenLogprob(
             token.token,
             token.logprob,
-            tuple(sorted(((top.token, top.logprob) for top in token.top_logprobs or ()), key=lambda top: -top[1])),
+            tuple(sorted([(top.token, top.logprob) for top in token.top_logprobs or ()], key=_LOGPROB, reverse=True)),
         )
         for token in given.content or given.refusal or ()
     )
