@@ -12,11 +12,12 @@ import math
 import re
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
 from operator import is_
 from typing import Any, Literal
+
+from msgspec import Struct
 
 from smallfirst import agreement, evidence
 from smallfirst.evidence import Kind, message_texts
@@ -30,8 +31,7 @@ _BRACKET = re.compile(r"[{\[]")
 _MAX_TRIES = 64
 
 
-@dataclass(frozen=True, slots=True)
-class Span:
+class Span(Struct, frozen=True):
     """Characters [start, end) of a text: a key, or a leaf value (a scalar, quotes included, or an empty container)."""
 
     path: Path

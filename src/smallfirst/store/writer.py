@@ -12,9 +12,10 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar, cast
+
+from msgspec import Struct
 
 from smallfirst.errors import StoreError
 from smallfirst.store import rollups
@@ -29,13 +30,12 @@ _FIRST_BACKOFF_S = 0.1
 _LAST_BACKOFF_S = 5.0
 
 
-@dataclass(frozen=True, slots=True)
-class _Job:
+class _Job(Struct, frozen=True, eq=False):
     """What waits: a record's rows, or other work. Work must be repeatable: a second run of it changes nothing."""
 
     work: RecordRows | Work
     order: str
-    done: asyncio.Future[Any] = field(compare=False)
+    done: asyncio.Future[Any]
 
 
 class Writer:
