@@ -44,25 +44,20 @@ class Exchange:
         length = self.headers.get("content-length", "0")
         if length.isdigit() and int(length) > limit:
             raise _too_large(int(length), limit)
+        parts, size, more = [], 0, True
         try:
             with Deadline(timeout_s):
-                return await self._read(limit)
+                while more:
+                    message = await self._receive()
+                    if message["type"] == "http.disconnect":
+                        raise ClientGone
+                    parts.append(message.get("body", b""))
+                    size, more = size + len(parts[-1]), message.get("more_body")
+                    if size > limit:
+                        raise _too_large(size, limit)
         except TimeoutError:
             raise SlowClientError(f"The body did not arrive within {timeout_s:g} s.") from None
-
-    async def _read(self, limit: int) -> bytes:
-        parts, size = [], 0
-        while True:
-            message = await self._receive()
-            if message["type"] == "http.disconnect":
-                raise ClientGone
-            part = message.get("body", b"")
-            size += len(part)
-            if size > limit:
-                raise _too_large(size, limit)
-            parts.append(part)
-            if not message.get("more_body"):
-                return b"".join(parts)
+        return b"".join(parts)
 
     async def reply(
         self, status: int, body: bytes, headers: Mapping[str, str] | None = None, media_type: str = JSON_TYPE

@@ -55,9 +55,9 @@ class Writer:
         self._retry_at = 0.0
         self._unfolded = 0
 
-    async def append(self, rows: RecordRows) -> None:
-        """Returns when `rows` are durable; raises StoreError when they are not."""
-        await self._submit(rows, "")
+    def append(self, rows: RecordRows) -> asyncio.Future[None]:
+        """Done when `rows` are durable; fails with StoreError when they are not, or raises it at once."""
+        return self._submit(rows, "")
 
     async def run(self, work: Callable[[Connection], T], order: str = "") -> T:
         """The result of `work` once its transaction is durable. Work of a group runs sorted by `order`: name there
