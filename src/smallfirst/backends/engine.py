@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from smallfirst.errors import BackendUnavailable, ModelFileError
+from smallfirst.extra import patient_threads
 
 _BACKOFF_S = (0.1, 1.0, 5.0, 30.0)  # before the first, second, ... restart in a row
 _STEADY_S = 60.0  # a child that lived this long starts a new row
@@ -183,6 +184,7 @@ def _end_with_parent() -> None:
 
 def main() -> None:
     """The child."""
+    patient_threads()
     settings = EngineSettings(**json.loads(sys.stdin.readline()))
     pipe = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # nobody reads what the library may print there

@@ -43,7 +43,7 @@ def demo(
     tool_choice: Annotated[
         ToolChoiceName, typer.Option(help="required: questions that want a call; auto: also some that want none.")
     ] = ToolChoiceName.required,
-    minutes: Annotated[float, typer.Option(min=0.01, help="Train each specialist at most so long.")] = 0.7,
+    minutes: Annotated[float, typer.Option(min=0.01, help="Train each specialist at most so long.")] = 1.5,
     store: Annotated[Path, typer.Option(help="SQLite file to make for the records; NAME.2, ... where it is.")] = (
         Path("demo.db")
     ),

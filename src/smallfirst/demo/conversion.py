@@ -53,9 +53,9 @@ _MILLION = 1_000_000
 _MONTH_S = 30 * 86_400.0
 _RULES = Rules(level=0.1, shares=(0.5,), margin=0.2, shadow_margin=0.3, valid_margin=0.2, settle_s=5.0)
 """Wide margins, so that about 60 calls decide; `release.rules_for` gives those of real traffic."""
-_TRAINING = TrainConfig(step_tokens=256, epochs=6.0, evaluations=1, validation_tokens=1024)
+_TRAINING = TrainConfig(learning_rate=3e-3, step_tokens=256, epochs=0.8, evaluations=1, validation_tokens=1024)
 _MATERIAL = Material(calibration=0.36, test=0.1)
-_EVALUATING = Evaluating(arms=("B0", "B4"), limit=25, labels=150, alpha=0.1)
+_EVALUATING = Evaluating(arms=("B0", "B4"), limit=15, labels=120, alpha=0.1)
 _SELECTING = Selecting(limit=20, least=5, examples=2)
 _BEFORE, _AFTER, _TRIALS, _NOTES = 100_000, 200_000, 300_000, 400_000
 """The numbers from which tickets are taken for each part, so that no call is asked twice."""
@@ -74,7 +74,7 @@ class Plan:
 
     tickets: int = 440
     measured: int = 30
-    minutes: float = 0.7
+    minutes: float = 1.5
     notes: int = 280
     later: int = 40
     trial: int = 200
@@ -124,7 +124,7 @@ def _with_models(config: Config, upstream: str) -> Config:
     large = ModelConfig(
         backend="openai", base_url=upstream, preset="openai", model=NAME, price=PriceConfig(input=asked, output=said)
     )
-    small = ModelConfig(backend="llamacpp", weights=models.DEFAULT_MODEL, threads=2, batch_threads=2)
+    small = ModelConfig(backend="llamacpp", weights=models.DEFAULT_MODEL)
     policy = Policy(stages=("small", "large"), shadow=False, audit=0.05)
     return msgspec.structs.replace(config, models={"small": small, "large": large}, cascade=policy, tasks={})
 
