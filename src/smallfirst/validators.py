@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from importlib import import_module
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import jsonschema_rs
@@ -92,8 +92,8 @@ def _unchecked_in(tools: tuple[Tool, ...]) -> tuple[str, ...]:
 
 
 def checks_for(request: Request) -> tuple[Validator, ...]:
-    """The checks that `request` itself asks for, in the order in which they are reported."""
-    checks: tuple[Validator, ...] = (_finished, _not_empty, _calls_allowed, _arguments_fit)
+    """The checks that `request` itself asks for of a whole answer, in the order in which they are reported."""
+    checks: tuple[Validator, ...] = (_not_empty, _calls_allowed, _arguments_fit)
     return checks if request.response_format.kind == "text" else (*checks, _text_fits)
 
 
@@ -106,7 +106,7 @@ def validate(completion: Completion, request: Request, extra: Sequence[Validator
     found: list[Violation] = []
     for index, choice in enumerate(completion.choices):
         cut = tuple(_finished(request, choice))
-        violations = cut or (violation for check in checks for violation in check(request, choice))
+        violations = cut or chain.from_iterable(check(request, choice) for check in checks)
         prefix = f"$.choices[{index}]" if len(completion.choices) > 1 else "$"
         found += [Violation(v.code, elide_text(v.message, MAX_MESSAGE), prefix + v.path[1:]) for v in violations]
     if not completion.choices:

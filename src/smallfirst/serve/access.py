@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -122,7 +123,7 @@ class Admission:
     def __init__(self, max_concurrent: int) -> None:
         self._max = max_concurrent
         self._running = 0
-        self._uses: dict[str, _Use] = {}
+        self._uses: defaultdict[str, _Use] = defaultdict(_Use)
 
     @property
     def running(self) -> int:
@@ -132,7 +133,7 @@ class Admission:
     @contextmanager
     def admit(self, caller: Caller) -> Iterator[None]:
         """Hold a place for one call. Raises LimitError with `retry_after` when there is none."""
-        use = self._uses.setdefault(caller.key, _Use())
+        use = self._uses[caller.key]
         if self._running >= self._max:
             raise LimitError(f"All {self._max} places are taken.", hint="Retry shortly.", retry_after=1)
         if caller.limits.concurrent is not None and use.running >= caller.limits.concurrent:
