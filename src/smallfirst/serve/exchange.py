@@ -52,7 +52,7 @@ class Exchange:
                     if message["type"] == "http.disconnect":
                         raise ClientGone
                     parts.append(message.get("body", b""))
-                    size, more = size + len(parts[-1]), message.get("more_body")
+                    size, more = size + len(parts[-1]), bool(message.get("more_body"))
                     if size > limit:
                         raise _too_large(size, limit)
         except TimeoutError:
