@@ -285,7 +285,7 @@ def options() -> argparse.ArgumentParser:
     parser.add_argument("--calls", type=Path, nargs="+", required=True, help="sets and logs")
     parser.add_argument("--services", nargs="+", default=[], help="only these sites of the sets")
     parser.add_argument("--each", type=int, default=0, help="calls of a site at most; 0: all")
-    parser.add_argument("--most", type=int, default=10, help="tasks, the largest")
+    parser.add_argument("--most", type=int, default=10, help="tasks, the largest; 0: only find them")
     parser.add_argument("--work", type=Path, default=Path(".bench/loop"), help="folder in which all is kept")
     parser.add_argument("--base", default=models.DEFAULT_MODEL, help="a pulled model or a GGUF file")
     parser.add_argument("--minutes", type=float, default=10.0, help="of training a task at most; 0: no limit")
@@ -312,7 +312,7 @@ async def run(given: argparse.Namespace) -> list[Row]:
         raise ConfigError(f"{given.work} holds a measurement of other calls.", hint="Name another --work.")
     write_json(of, named)
     config = with_store_url(parse("", {}), f"sqlite:///{given.work.absolute()}/calls.db")
-    config = msgspec.structs.replace(config, machine_usd_per_hour=USD_PER_HOUR)
+    config = msgspec.structs.replace(config, models={}, machine_usd_per_hour=USD_PER_HOUR)
     recipe = Recipe(
         base=given.base,
         material=Material(seed=given.seed),

@@ -60,7 +60,8 @@ def times(calls: Path) -> dict[Path, int]:
 
 
 async def test_a_service_is_converted_and_measured_once(calls: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Calls become a task, a specialist and a row with intervals; run again, nothing is measured again."""
+    """Calls become a task, a specialist and a row with intervals; run again, nothing is measured again. Their log is
+    read as any log is."""
     for library in ("torch", "peft", "sklearn"):
         pytest.importorskip(library, reason="the loop needs pip install 'smallfirst[learn]'")
     monkeypatch.syspath_prepend(Path(__file__).parents[1] / "learn")
@@ -68,13 +69,14 @@ async def test_a_service_is_converted_and_measured_once(calls: Path, monkeypatch
 
     base = tiny.write_model(calls.parent / "tiny.gguf")
     few = "--epochs 0.5 --limit 4 --labels 8 --arms B0 B1 B3 B4".split()
-    options = given(calls, "--base", str(base), *few)
+    options = given(calls, "--base", str(base), *few, "--zero-shot", str(base))
     [row, mean] = await bench.run(options)
     assert (row["task"], row["calls"], row["alpha"]) == ("Tables_1", 80, 0.05)
     assert row["train rows"] > 40
     assert row["tokens/s"] > 0
     assert row["exact"].keys() == {"value", "low", "high", "n"}
     assert row["exact"]["n"] == row["zero-shot"]["n"] == 4
+    assert row["zero-shot tiny"] == row["zero-shot"]
     assert row["examples"] is None
     assert row["accuracy - B0"]["value"] == 0.0
     assert row["coverage"]["value"] == 0.0
@@ -86,6 +88,11 @@ async def test_a_service_is_converted_and_measured_once(calls: Path, monkeypatch
     kept = times(calls)
     assert json.loads(json.dumps(await bench.run(options))) == [row, mean]
     assert times(calls) == kept
+    logged = given(calls.parent / "work" / "log.jsonl", "--most", "0")
+    logged.work = calls.parent / "again"
+    [none] = await bench.run(logged)
+    assert (none["task"], none["ARI"]) == ("mean of 0", None)
+    assert len((logged.work / "calls.jsonl").read_bytes().splitlines()) == 80
 
 
 def test_what_cannot_be_measured_says_so(calls: Path) -> None:
