@@ -80,8 +80,8 @@ USD_PER_HOUR = 0.10
 FIRST, STEP = 1.76e9, 60.0
 """When the log's first call was, in seconds since the epoch, and the time from each to the next."""
 HEAD = ("task", "calls", "train rows", "minutes", "tokens/s", "exact", "zero-shot")
-CASCADE = ("coverage", "accepted failure", "alpha", "outcome", "accuracy - B0")
-TAIL = (*CASCADE, "CPS accepted", "accepted / B0", "CPS / B0", "p50 s", "ARI", "V")
+TAIL = ("coverage", "accepted failure", "alpha", "outcome", "accuracy - B0", "CPS accepted", "accepted / B0")
+LAST = ("CPS / B0", "p50 s", "ARI", "V")
 FREE = ("json", "most", "work")
 """Options that change nothing of a task's row."""
 
@@ -103,11 +103,8 @@ def asks(sites: Mapping[str, Site], each: int, seed: int) -> Iterator[Ask]:
 
 def _ask(name: str, site: Site, said: Said, seed: int) -> Ask:
     system = {"role": "system", "content": site.system(random.Random(f"{seed}/{said.episode}"))}
-    body: Row = {
-        "model": NAME,
-        "messages": [system, *({"role": role, "content": text} for role, text in said.turns)],
-        "temperature": 0,
-    }
+    turns = [{"role": role, "content": text} for role, text in said.turns]
+    body: Row = {"model": NAME, "messages": [system, *turns], "temperature": 0}
     if site.tools:
         body |= {"tools": list(site.tools), "tool_choice": "required", "parallel_tool_calls": False}
     if site.response_format:
@@ -134,8 +131,7 @@ class Bench:
         truth = {FIRST + STEP * n: ask.site for n, ask in enumerate(made)}
         calls = [truth.get(call.created_at) for call in Lines(self.given.work / CALLS)]
         placed = [(site, task) for site, task in zip(calls, found.task_of, strict=True) if site is not None]
-        known = sorted((f for f in found.figures if f.task is not None), key=lambda f: (-f.calls, f.name))
-        known = known[: self.given.most]
+        known = sorted((f for f in found.figures if f.task), key=lambda f: (-f.calls, f.name))[: self.given.most]
         rows = []
         for n, figures in enumerate(known, 1):
             of_site = Counter(site for site, task in placed if task == figures.task)
@@ -149,7 +145,7 @@ class Bench:
     @property
     def columns(self) -> tuple[str, ...]:
         """What a row has, in order."""
-        return (*HEAD, *(f"zero-shot {path.stem}" for path in self.given.zero_shot), "examples", *TAIL)
+        return (*HEAD, *(f"zero-shot {path.stem}" for path in self.given.zero_shot), "examples", *TAIL, *LAST)
 
     async def _found(self, made: Sequence[Ask], logs: Sequence[Path]) -> Found:
         """The tasks of all calls, which are imported and scrubbed if they are not yet."""
@@ -179,7 +175,7 @@ class Bench:
         row: Row = dict.fromkeys(self.columns) | {"task": name, "calls": figures.calls}
         try:
             row |= await self._converted(Round(str(figures.task), folder, self.given.work / CALLS), title)
-        except SmallfirstError as error:
+        except (SmallfirstError, OSError, RuntimeError, MemoryError) as error:  # as the loop does
             return row | {"outcome": f"failed: {error}"}
         write_json({"options": options, "row": row}, kept)
         return row
@@ -272,11 +268,15 @@ def _mean(rows: Sequence[Row], columns: Sequence[str]) -> Row:
 
 def _shown(value: Any) -> str:
     if not isinstance(value, dict):
-        return "-" if value is None else f"{value:.3g}" if isinstance(value, float) else str(value)
+        return "-" if value is None else _number(value) if isinstance(value, float) else str(value)
     if value["value"] is None:
         return f"- (n {value['n']})"
-    low, high = ("" if value[end] is None else f"{value[end]:.3g}" for end in ("low", "high"))
-    return f"{value['value']:.3g} [{low}, {high}]\nn {value['n']}"
+    ends = ", ".join("" if value[end] is None else _number(value[end]) for end in ("low", "high"))
+    return f"{_number(value['value'])} [{ends}]\nn {value['n']}"
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def options() -> argparse.ArgumentParser:
@@ -306,8 +306,8 @@ async def run(given: argparse.Namespace) -> list[Row]:
     sites, logs = _calls(given)
     given.work.mkdir(parents=True, exist_ok=True)
     named = given.work / "of.json"
-    of = {"calls": [str(path.resolve()) for path in given.calls], "services": given.services, "each": given.each}
-    of |= {"seed": given.seed}
+    of: Row = {name: getattr(given, name) for name in ("services", "each", "seed")}
+    of["calls"] = [str(path.resolve()) for path in given.calls]
     if named.exists() and json.loads(named.read_bytes()) != of:
         raise ConfigError(f"{given.work} holds a measurement of other calls.", hint="Name another --work.")
     write_json(of, named)
@@ -337,7 +337,7 @@ def main() -> None:
     if given.json:
         print(json.dumps(rows))
         return
-    table = Table(*(Column(name, overflow="fold") for name in rows[0]))
+    table = Table(*(Column(name, overflow="fold", min_width=30 if name == "outcome" else None) for name in rows[0]))
     for row in rows:
         table.add_row(*map(_shown, row.values()))
     console = Console()
