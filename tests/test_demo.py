@@ -11,14 +11,13 @@ from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 from aiohttp import web
 from rich.console import Console
 
 from smallfirst import bfcl
 from smallfirst.bfcl import Question
-from smallfirst.config import Config, ModelConfig, PriceConfig, parse
+from smallfirst.config import ModelConfig, PriceConfig, parse
 from smallfirst.demo import conversion
 from smallfirst.demo import questions as demo
 from smallfirst.helpdesk.large import Large
@@ -226,15 +225,16 @@ async def test_the_demo_in_json(loopback: Loopback, store: Store, monkeypatch: p
 
 
 class Taught(Large):
-    """Stands in for the large model; what it is taught, stand-ins for a small model and its specialist learn too."""
+    """Stands in for the large model; what it is taught, the stand-in for its specialist learns too."""
 
     def __init__(self) -> None:
-        super().__init__(mistakes=0.0)  # of its mistakes others' answers would wait long for a label
-        self.small, self.special = Large(mistakes=1.0), Large(mistakes=0.0)
+        super().__init__(mistakes=0.0)  # of its mistakes the specialist's answers would wait long for a label
+        self.special = Large(mistakes=0.0)
 
     def teach(self, asks: Iterable[Ask]) -> None:
+        """Make these calls known to both."""
         known = list(asks)
-        for each in (super(), self.small, self.special):
+        for each in (super(), self.special):
             each.teach(known)
 
 
@@ -286,15 +286,8 @@ async def test_the_loop_is_shown_from_the_log_to_the_new_call_site(
     monkeypatch.setattr(conversion, "Conversion", Bench)
     monkeypatch.setattr(conversion._Show, "_select", lambda _: asyncio.sleep(0))
     printed, config = io.StringIO(), parse(f'[store]\nurl = "sqlite:///{tmp_path}/demo.db"\n', {})
-    with_models = conversion._with_models
-    async with large.small.serving() as small, large.special.serving() as special:
+    async with large.special.serving() as special:
         monkeypatch.setattr(Bench, "url", special)
-
-        def models(given: Config, upstream: str) -> Config:
-            made = with_models(given, upstream)
-            return msgspec.structs.replace(made, models={**made.models, "small": served(small)})
-
-        monkeypatch.setattr(conversion, "_with_models", models)
         found = await conversion.run(config, tmp_path, Console(file=printed, width=120), PLAN)
     text = printed.getvalue()
     assert [f"{n}  " in text for n in range(1, 10)] == [n != 6 for n in range(1, 10)]

@@ -51,11 +51,11 @@ from smallfirst.types import Usage
 _LIBRARIES = ("torch", "peft", "transformers", "phonenumbers", "stdnum", "sklearn", "networkx")
 _MILLION = 1_000_000
 _MONTH_S = 30 * 86_400.0
-_RULES = Rules(level=0.1, shares=(0.5,), margin=0.2, shadow_margin=0.3, valid_margin=0.2, settle_s=5.0)
+_RULES = Rules(level=0.1, shares=(0.5,), margin=0.2, shadow_margin=0.3, valid_margin=0.2, settle_s=60.0)
 """Wide margins, so that about 60 calls decide; `release.rules_for` gives those of real traffic."""
 _TRAINING = TrainConfig(learning_rate=3e-3, step_tokens=256, epochs=0.8, evaluations=1, validation_tokens=1024)
 _MATERIAL = Material(calibration=0.36, test=0.1)
-_EVALUATING = Evaluating(arms=("B0", "B4"), limit=15, labels=120, alpha=0.1)
+_EVALUATING = Evaluating(arms=("B0", "B4"), limit=15, labels=150, alpha=0.1)
 _SELECTING = Selecting(limit=20, least=5, examples=2)
 _BEFORE, _AFTER, _TRIALS, _NOTES = 100_000, 200_000, 300_000, 400_000
 """The numbers from which tickets are taken for each part, so that no call is asked twice."""
@@ -78,7 +78,7 @@ class Plan:
     notes: int = 280
     later: int = 40
     trial: int = 200
-    patience_s: float = 90.0
+    patience_s: float = 120.0
     specialists: int = 2
     least_calls: int = 100
     seed: int = 0
@@ -117,16 +117,15 @@ async def run(config: Config, folder: Path, console: Console, plan: Plan = _PLAN
 
 
 def _with_models(config: Config, upstream: str) -> Config:
-    """`config` with the embedded small model, and the stand-in as the large one at the price of `PRICED_AS`."""
+    """`config` with the stand-in as the large model, at the price of `PRICED_AS`, and no small one yet."""
     prices = PriceList()
     costs = [prices.cost(PRICED_AS, None, usage) for usage in (Usage(_MILLION, 0), Usage(0, _MILLION))]
     asked, said = (cost for cost in costs if cost is not None)
     large = ModelConfig(
         backend="openai", base_url=upstream, preset="openai", model=NAME, price=PriceConfig(input=asked, output=said)
     )
-    small = ModelConfig(backend="llamacpp", weights=models.DEFAULT_MODEL)
-    policy = Policy(stages=("small", "large"), shadow=False, audit=0.05)
-    return msgspec.structs.replace(config, models={"small": small, "large": large}, cascade=policy, tasks={})
+    policy = Policy(stages=("large",), shadow=False, audit=0.05)
+    return msgspec.structs.replace(config, models={"large": large}, cascade=policy, tasks={})
 
 
 @dataclass(slots=True)
