@@ -152,7 +152,7 @@ class _Show:
         await self._select()
         live = [v for v in released if await self._rollout("4", v, self._tickets(_TRIALS, self.plan.trial))]
         for version in live:  # what the loop does by itself after more calls
-            await release(self.store, version, to="live", share=1.0, by="demo")
+            await release(self.store, version, to="live", share=1.0, reason="nothing to compare any more", by="demo")
         after = await self._measure("5  After: small first", self._tickets(_AFTER))
         self.screen.compare(before, after)
         self.found |= {"before": report.to_rows(before), "after": report.to_rows(after)}
@@ -272,7 +272,7 @@ class _Show:
         kept = json.loads(next(row.payload for row in rows if row.stage == good.id))
         await self.store.save_calibration(good.task, bad.id, json.dumps({**kept, "stage": bad.id}))
         since = time.time()
-        await release(self.store, bad, to="canary", rules=self.plan.rules, by="demo")
+        await release(self.store, bad, to="canary", rules=self.plan.rules, reason="by mistake", by="demo")
         await self._until_decided(bad, self._tickets(_TRIALS + _MOST, self.plan.trial))
         found = self.store.summaries(RecordFilter(task=good.task, since=since))
         canary = [one async for one in found if one.trial is not None and one.trial.arm == "canary"]

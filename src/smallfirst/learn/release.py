@@ -55,6 +55,7 @@ async def release(
     to: Target,
     share: float | None = None,
     rules: Rules | None = None,
+    reason: str = "by hand",
     by: str = "cli",
 ) -> Release:
     """Put `version` into service: beside what answers ("shadow"), for `share` of episodes ("canary"), or "live".
@@ -72,7 +73,7 @@ async def release(
 
     def change(before: Release, _: frozenset[str]) -> tuple[Release, str]:
         after = released(before, version.id, to, share=share, rules=rules, rollout_id=rollout_id, now=now, by=by)
-        return after, "by hand"
+        return after, reason
 
     after = await store.change_release(version.task, change)
     if after.rollout is None or (after.rollout.candidate, after.rollout.step) != (version.id, to):

@@ -130,7 +130,8 @@ class Conversion:
         tell(1.0, version.id)
         if (await self.store.release(work.task)).live == version.id:  # broken off here before, and live since
             return Done({"version": version.id, "step": "live"})
-        await release(self.store, version, to=recipe.to, rules=recipe.rules, by="loop")
+        why = "its evaluation keeps the promise and saves"
+        await release(self.store, version, to=recipe.to, rules=recipe.rules, reason=why, by="loop")
         return Done({"version": version.id, "step": recipe.to})
 
 
