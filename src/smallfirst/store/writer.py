@@ -84,7 +84,8 @@ class Writer:
         self._waiting.append(job)
         if self._idle.is_set():
             self._idle.clear()
-            self._loop.call_soon(self._start)  # what else this turn of the loop brings joins the group
+            # What else this turn of the loop and the next one bring joins the group.
+            self._loop.call_soon(self._loop.call_soon, self._start)
         return job.done
 
     def _start(self) -> None:
