@@ -112,5 +112,6 @@ def _free(store: Path) -> Path:
 
 
 def _settings(store: Path) -> Config:
-    """The defaults whatever keys the environment holds, so without a large model, and a store of its own."""
-    return with_store_url(parse("", {}), f"sqlite:///{store}")
+    """The defaults whatever keys the environment holds, so without a large model, a store of its own, and no log between
+    what is shown."""
+    return with_store_url(parse('[telemetry]\nlog_level = "warning"', {}), f"sqlite:///{store}")
