@@ -2,11 +2,13 @@
 
 Identifiers and secrets are found by their written form (`pii.patterns`), names, addresses, organisations and places by
 a tagger (`pii.tagger`), both within JSON escapes, percent-encoding and base64 (`pii.encodings`). What is found once in
-a record is replaced everywhere in it, by surrogates that depend on the secret, the tenant, the episode and the value
-(`pii.surrogates`): a value that stands in the prompt and in the answer stays the same value. No mapping is kept.
+a record is replaced everywhere in it (`pii.marks`), by surrogates that depend on the secret, the tenant, the episode
+and the value (`pii.surrogates`). A string of the answer that stands word for word in the prompt does so afterwards. No
+mapping is kept.
 
-Tools and response formats are the application's, not a person's, and identify the task: identifiers, secrets and names
-found elsewhere in the record are replaced in their descriptions; names of tools and arguments and enumerations stay.
+Tools and response formats are the application's, not a person's, and identify the task: identifiers, secrets and people
+found in the record are replaced in their descriptions; names of tools and arguments stay, and so do enumerated values,
+here and in the answers, but for identifiers and secrets in them.
 Images, audio and files cannot be checked and become a mark such as "[image_url]".
 """
 
@@ -24,9 +26,9 @@ import msgspec
 from msgspec.structs import replace
 
 from smallfirst.errors import ConfigError, DataError, StoreError
-from smallfirst.learn.pii.encodings import Edit, rewrite
-from smallfirst.learn.pii.names import Names
-from smallfirst.learn.pii.patterns import STRUCTURED, Finding, digits, structured
+from smallfirst.learn.pii.encodings import Edit, plain, rewrite
+from smallfirst.learn.pii.marks import Marks, Place, Tokens, tokens_of
+from smallfirst.learn.pii.patterns import Finding, digits, structured
 from smallfirst.learn.pii.surrogates import Surrogates
 from smallfirst.learn.pii.tagger import Tagger
 from smallfirst.store import StoredRecord
@@ -123,7 +125,7 @@ class Scrubber:
     def text(self, text: str, episode: str) -> str:
         """`text` scrubbed as a call of its own of the episode, encoded parts included."""
         contents = _Contents([{"content": text}], [], [], {})
-        contents.scrub(_Pass(self._found, self.surrogates("", episode), frozenset()))
+        contents.scrub(self._found, self.surrogates("", episode))
         scrubbed: str = contents.messages[0]["content"]
         return scrubbed
 
@@ -136,7 +138,7 @@ class Scrubber:
             raise StoreError(f"The record {stored.id!r} was kept without its content.", hint="Turn capture on.")
         contents = _Contents.of(stored)
         surrogates = self.surrogates(stored.key, stored.id if stored.episode is None else stored.episode)
-        contents.scrub(_Pass(self._found, surrogates, frozenset(_vocabulary(contents.shared))))
+        contents.scrub(self._found, surrogates)
         episode = None if stored.episode is None else self._key("pseudonym", stored.key, stored.episode)[:16].hex()
         return _record(stored, episode, contents)
 
@@ -167,47 +169,6 @@ def _beside(certain: list[Finding], tagged: list[Finding]) -> Iterator[Finding]:
             at = max(at, end if other is None else other.end)
 
 
-class _Pass:
-    """One record's way through: what is found in all of its texts first, then replaced in each."""
-
-    def __init__(
-        self, find: Callable[[str], tuple[Finding, ...]], surrogates: Surrogates, protected: frozenset[str]
-    ) -> None:
-        self._find = find
-        self._surrogates = surrogates
-        self._names = Names(protected)
-        self._people = Names(protected)
-
-    def learn(self, text: str) -> list[Edit]:
-        """Takes note of what stands in a text of the record; edits nothing."""
-        self._names.read(text)
-        self._people.read(text)
-        for finding in self._find(text):
-            if finding.kind not in STRUCTURED and not self._names.protects(finding):
-                self._names.learn(finding)
-                if finding.kind == "PERSON":
-                    self._people.learn(finding)
-        return []
-
-    def edits(self, text: str) -> list[Edit]:
-        """Surrogates for all that was found, here or elsewhere in the record."""
-        found = [f for f in self._find(text) if f.kind in STRUCTURED or not self._names.protects(f)]
-        return self._replaced(text, found, self._names)
-
-    def shared_edits(self, text: str) -> list[Edit]:
-        """In a text of the application: identifiers, secrets, and people found in the record."""
-        return self._replaced(text, structured(text), self._people)
-
-    def _replaced(self, text: str, found: list[Finding], names: Names) -> list[Edit]:
-        edits = [Edit(f.start, f.end, self._surrogates(f.kind, f.text)) for f in found]
-        starts = [f.start for f in found]
-        for start, end in names.spans(text):
-            before = bisect_left(starts, end) - 1
-            if before < 0 or found[before].end <= start:
-                edits.append(Edit(start, end, self._surrogates.words(text[start:end])))
-        return sorted(edits, key=lambda edit: edit.start)
-
-
 @dataclass(frozen=True, slots=True)
 class _Contents:
     """The texts of a record as own, changeable copies: chat messages, the answers in the order of the attempts that
@@ -227,14 +188,53 @@ class _Contents:
         copied = msgspec.json.encode((messages, answers, [_latest(stored, "answer")], shared))
         return cls(*msgspec.json.decode(copied))
 
-    def scrub(self, way: _Pass) -> None:
+    def scrub(self, find: Callable[[str], Iterable[Finding]], surrogates: Surrogates) -> None:
         """Finds in every text first, then replaces in each."""
-        for editor in (way.learn, way.edits):
-            change = partial(rewrite, editor=editor)
-            _change(self.messages, change, _PROTOCOL)
-            _change(self.answers, change, _PROTOCOL)
-            _change(self.reference, change, None)
-        _change(self.shared, partial(rewrite, editor=way.shared_edits), _SCHEMA)
+        marks = Marks(surrogates, frozenset(_vocabulary(self.shared)))
+
+        def add(text: str, place: Place) -> list[Edit]:
+            marks.add(text, structured(text) if place is Place.SHARED else find(text), place)
+            return []
+
+        self._edit(add)
+        for value in _values(self.answers, self.reference):
+            marks.answer(plain(value))
+        marks.settle()
+        self._edit(marks.edits)
+
+    def _edit(self, editor: Callable[[str, Place], list[Edit]]) -> None:
+        """Passes every text through the editor."""
+
+        def change(place: Place) -> Callable[[str], str]:
+            return partial(rewrite, editor=partial(editor, place=place))
+
+        _change(self.messages, change(Place.ASKED), _PROTOCOL)
+        _change(self.answers, change(Place.ANSWERED), _PROTOCOL)
+        _change(self.reference, change(Place.ANSWERED), None)
+        _change(self.shared, change(Place.SHARED), _SCHEMA)
+
+
+def _values(answers: list[Any], reference: Any) -> Iterator[str]:
+    """The strings of the answers: of JSON those within it, else the text as a whole."""
+    stack = [reference]
+    for answer in answers:
+        calls = answer.get("tool_calls", ())
+        stack += [_parsed(text) for text in (answer["content"], *(call["function"]["arguments"] for call in calls))]
+    while stack:
+        value = stack.pop()
+        if isinstance(value, dict):
+            stack += value.values()
+        elif isinstance(value, list):
+            stack += value
+        elif isinstance(value, str):
+            yield value
+
+
+def _parsed(text: str | None) -> Any:
+    try:
+        return msgspec.json.decode(text or "null")
+    except msgspec.DecodeError:
+        return text
 
 
 def _change(value: Any, change: Callable[[str], str], fixed: frozenset[str] | None) -> None:
@@ -256,8 +256,9 @@ def _change(value: Any, change: Callable[[str], str], fixed: frozenset[str] | No
             holder.update(renamed)
 
 
-def _vocabulary(schema: Any) -> Iterator[str]:
-    """In lower case, what the application's schemas name: tools, arguments, enumerated values."""
+def _vocabulary(schema: Any) -> Iterator[Tokens]:
+    """What the application's schemas name: tools, arguments, enumerated values; and the words of JSON."""
+    yield from (("true",), ("false",), ("null",))
     stack = [schema]
     while stack:
         item = stack.pop()
@@ -266,9 +267,9 @@ def _vocabulary(schema: Any) -> Iterator[str]:
         elif isinstance(item, dict):
             stack += item.values()
             properties = item.get("properties")
-            yield from map(str.casefold, properties if isinstance(properties, dict) else ())
             values = [*_listed(item.get("enum")), item.get("const"), item.get("name")]
-            yield from (value.casefold() for value in values if isinstance(value, str))
+            values += properties if isinstance(properties, dict) else ()
+            yield from (tokens_of(plain(value)) for value in values if isinstance(value, str))
 
 
 def _listed(value: Any) -> list[Any]:

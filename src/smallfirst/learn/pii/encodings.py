@@ -48,6 +48,18 @@ def rewrite(text: str, editor: Editor) -> str:
     return apply(text, edits(text, editor))
 
 
+def plain(text: str) -> str:
+    """`text` without its escapes, as an editor gets it."""
+    read: list[str] = []
+
+    def look(decoded: str) -> list[Edit]:
+        read.append(decoded)
+        return []
+
+    edits(text, look)
+    return read[0]
+
+
 def apply(text: str, changes: list[Edit]) -> str:
     """`text` with the edits made."""
     parts, last = [], 0

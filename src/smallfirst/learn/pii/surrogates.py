@@ -1,8 +1,8 @@
 """What stands in for what was found: of the same kind and form, the same within an episode, unrelated across episodes.
 
 A surrogate is a function of (episode key, value), so nothing needs to be remembered and every record of an episode
-agrees. Names, places, organisations and addresses are replaced word by word: "John" alone and the "John" of
-"John Smith" or of john.smith@... get the same word. Words that identify nobody (Street, Ltd, von) stay.
+agrees. Names, places, organisations and addresses are replaced token by token, whatever stands around: "John" alone and
+the "John" of "John Smith" or of john.smith@... get the same word. Words that identify nobody (Street, Ltd, von) stay.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ from stdnum.iso7064 import mod_11_2, mod_97_10
 from smallfirst.learn.pii.patterns import digits, national
 
 CJK = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
-WORDS = re.compile(rf"[{CJK}]+|[^\W\d_{CJK}]+|\d+")
-"""Runs of Chinese characters, of other letters, and of digits."""
+TOKEN = re.compile(rf"[{CJK}]|[^\W_{CJK}]+")
+"""What is replaced or stays as one: a Chinese character, a run of other letters and digits."""
+_RUN = re.compile(rf"[{CJK}]|[^\W\d_{CJK}]+|\d+")
 
-KEPT = frozenset(
+_KEPT = frozenset(
     """mr mrs ms miss dr prof sir herr frau mme sr sra jr the and for of in at de der den des del della di da
 dos du la le les los van von zu y und et al bin ter ten st saint inc incorporated ltd limited llc llp
 plc gmbh ag kg co corp corporation company group holding holdings sa sas sarl srl spa bv nv ab oy oyj
@@ -89,8 +90,13 @@ class Surrogates:
         return form[kind](text) if kind in form else self.words(text)
 
     def words(self, text: str) -> str:
-        """Every identifying word and number of `text` replaced; separators, generic words and letter case stay."""
-        return WORDS.sub(lambda match: self._run(match.group()), text)
+        """Every identifying token of `text` replaced; separators, generic words and letter case stay."""
+        marks = iter(identifying(text))
+        return TOKEN.sub(lambda match: self.token(match.group()) if next(marks) else match.group(), text)
+
+    def token(self, token: str) -> str:
+        """What stands in for one token, wherever it stands: letters for letters, a number for a number."""
+        return _RUN.sub(lambda match: self._run(match.group()), token)
 
     def _random(self, kind: str, value: str) -> random.Random:
         data = f"{kind}\0{value}".encode("utf-8", "surrogatepass")
@@ -99,16 +105,14 @@ class Surrogates:
     def _run(self, run: str) -> str:
         if run[0].isdecimal():
             return self._number(run)
-        if re.match(f"[{CJK}]", run):
-            return self._chinese(run)
-        return run if run.casefold() in KEPT else self.word(run)
+        return self._character(run) if re.match(f"[{CJK}]", run) else self.word(run)
 
     def word(self, word: str) -> str:
         """The invented word for a word, in its letter case; one or two letters become as many letters."""
         lower = word.casefold()
         if lower not in self._words:
             rng = self._random("word", lower)
-            self._words[lower] = _different(lower, lambda: _invented(rng, len(word)))
+            self._words[lower] = _different(lower, lambda: _invented(rng, len(lower)))
         invented = self._words[lower]
         if word.isupper():
             return invented.upper()
@@ -118,23 +122,10 @@ class Surrogates:
         rng = self._random("number", number)
         return _different(number, lambda: _digits_like(number, rng))
 
-    def _chinese(self, run: str) -> str:
-        parts, last = [], 0
-        for kept in _KEPT_CJK.finditer(run):
-            parts += [self._characters(run[last : kept.start()]), kept.group()]
-            last = kept.end()
-        return "".join([*parts, self._characters(run[last:])])
-
-    def _characters(self, run: str) -> str:
-        """Character by character; a surname in first place becomes a surname."""
-        return "".join(
-            self._character(character, _SURNAMES if at == 0 and character in _SURNAMES and len(run) < 5 else _GIVEN)
-            for at, character in enumerate(run)
-        )
-
-    def _character(self, character: str, choices: str) -> str:
+    def _character(self, character: str) -> str:
+        """A surname becomes a surname."""
         rng = self._random("character", character)
-        return _different(character, lambda: rng.choice(choices))
+        return _different(character, lambda: rng.choice(_SURNAMES if character in _SURNAMES else _GIVEN))
 
     def _email(self, text: str) -> str:
         local, _, domain = text.rpartition("@")
@@ -142,7 +133,7 @@ class Surrogates:
         name = parts.sub(lambda match: self._local_part(match.group()), local)
         *labels, _top = domain.split(".")
         label = next((label for label in reversed(labels) if len(label) > 3), labels[-1])
-        return f"{name}@{WORDS.sub(lambda match: self.word(match.group()), label)}.example"
+        return f"{name}@{_RUN.sub(lambda match: self.word(match.group()), label)}.example"
 
     def _local_part(self, part: str) -> str:
         return part if part.casefold() in _ROLES else self._number(part) if part[0].isdecimal() else self.word(part)
@@ -225,6 +216,14 @@ class Surrogates:
         kept = prefix.group() if prefix and len(text) - prefix.end() >= 12 else ""
         rng = self._random("secret", text)
         return _different(text, lambda: kept + "".join(_same_class(c, rng) for c in text[len(kept) :]))
+
+
+def identifying(text: str) -> bytes:
+    """For each token of a name, place, organisation or address, 1 if it identifies and 0 if it is a generic word."""
+    generic = {at for match in _KEPT_CJK.finditer(text) for at in range(*match.span())}
+    return bytes(
+        match.start() not in generic and match.group().casefold() not in _KEPT for match in TOKEN.finditer(text)
+    )
 
 
 def _different(original: str, make: Callable[[], str], good: Callable[[str], bool] = lambda _: True) -> str:
