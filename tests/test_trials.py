@@ -96,18 +96,44 @@ def test_in_the_shadow_both_sides_are_compared() -> None:
     assert found.observed == 0.5
 
 
-def test_what_was_configured_is_the_incumbent_where_nothing_was_released() -> None:
-    """The configured small stage, or the large model where there is none; not one that another stage stands for."""
-    first = Rollout("r1", "t", NEW, "", "salt", 0.0, "canary", 0.1)
-    small = record(attempt("small", "Rome", decision="shadow"), LARGE, trial=INCUMBENT, served=1)
-    found = outcome_of(small, first)
+FIRST = Rollout("r1", "t", NEW, "", "salt", 0.0, "canary", 0.1)
+THE_LARGE_ONES = Answer(True, True, 1.0, 0.001)
+
+
+def sides(record: StoredRecord) -> tuple[Answer | None, Answer | None]:
+    """Candidate and incumbent of a first rollout."""
+    found = outcome_of(record, FIRST)
     assert found is not None
-    assert found.incumbent == Answer(False, True, 1.0, 0.001)
-    large = record(LARGE, trial=INCUMBENT, reason="no_small_model")
-    found = outcome_of(large, first)
-    assert found is not None
-    assert found.incumbent == Answer(True, True, 1.0, 0.001)
-    assert outcome_of(record(LARGE, trial=INCUMBENT, reason="small_incapable"), first) is None
+    return found.candidate, found.incumbent
+
+
+def test_what_is_served_without_it_is_the_incumbent_of_a_first_version() -> None:
+    """The large model's answer, which is right unless somebody said that it is not, or an accepted small one."""
+    observed = record(attempt("small", "Rome", decision="shadow"), LARGE, trial=INCUMBENT, served=1)
+    assert sides(observed) == (None, THE_LARGE_ONES)
+    wrong = (Feedback("f", "a", 2.0, "correct", False, "user"),)
+    assert sides(record(LARGE, trial=INCUMBENT, reason="no_small_model", feedback=wrong)) == (
+        None,
+        Answer(False, True, 1.0, 0.001),
+    )
+    accepted = record(attempt("small", "Rome"), audit(1.0), trial=INCUMBENT)
+    assert sides(accepted) == (None, Answer(False, True, 1.0, 0.001))
+    assert outcome_of(record(LARGE, trial=INCUMBENT, reason="small_incapable"), FIRST) is None
+
+
+def test_a_first_version_is_compared_by_what_is_served_with_it() -> None:
+    """What is not accepted, in the canary or by its confidence in the shadow, counts as the large model's answer."""
+    both = Answer(True, True, 2.0, 0.002)
+    unsure = record(attempt(NEW, "Rome", decision="escalate", reason="low_confidence"), LARGE, trial=CANARY, served=1)
+    assert sides(unsure) == (both, None)
+    broken = attempt(NEW, verdict=BROKEN, decision="escalate", reason="invalid:arguments")
+    assert sides(record(broken, LARGE, trial=CANARY, served=1)) == (both, None)
+    sure = record(attempt(NEW, "Rome"), audit(1.0), trial=CANARY)
+    assert sides(sure) == (Answer(False, True, 1.0, 0.001), None)
+    shadowed = attempt(NEW, "Rome", decision="shadow", reason="low_confidence")
+    assert sides(record(LARGE, shadowed, trial=SHADOW)) == (both, THE_LARGE_ONES)
+    certain = attempt(NEW, "Rome", decision="shadow")
+    assert sides(record(LARGE, certain, trial=SHADOW)) == (Answer(False, True, 1.0, 0.001), THE_LARGE_ONES)
 
 
 def test_a_call_that_no_side_answered_tells_nothing() -> None:

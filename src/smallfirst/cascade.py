@@ -146,10 +146,17 @@ class Cascade(Struct, frozen=True):
         return _fallback(call.attempts, error, streamed=streamed)
 
     async def shadow(
-        self, stage: Stage, request: Request, allowance: Allowance, others: tuple[Stage, ...] = ()
+        self,
+        stage: Stage,
+        request: Request,
+        allowance: Allowance,
+        others: tuple[Stage, ...] = (),
+        calibrator: Calibrator | None = None,
     ) -> tuple[Attempt, ...]:
-        """Answer `request` as `stage` would have, with `others` beside it, for the record only."""
-        call = _Call(Route("", "observe", (stage,), others=others), request, allowance, None, [], shadow=True)
+        """Answer `request` as `stage` would have, with `others` beside it, for the record only. With a `calibrator` the
+        reason tells whether the answer would have been accepted."""
+        route = Route("", "observe", (stage,), others=others, calibrator=calibrator)
+        call = _Call(route, request, allowance, None, [], shadow=True)
         await self._stage(call, stage)
         return tuple(a if a.decision == "evidence" else replace(a, decision="shadow") for a in call.attempts)
 

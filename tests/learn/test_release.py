@@ -140,7 +140,8 @@ async def test_rules_come_from_the_incumbents_calls(store: Store) -> None:
     assert await stage.rules_for(store, "t", "") == Rules(labelled_incumbent=stage.AUDITED)
     for n in range(40):
         await store.append(call(n, right=n % 4 != 0))
-    rules = await stage.rules_for(store, "t", "")
+    assert (await stage.rules_for(store, "t", "")).known == 0.98  # the large model's answers were served
+    rules = await stage.rules_for(store, "t", "small")
     assert (rules.known, rules.known_n) == (0.75, 40)
     assert rules.late_s == pytest.approx(1.0)
     assert rules.usd_per_success == pytest.approx(0.003 / 0.75)

@@ -112,6 +112,6 @@ def _free(store: Path) -> Path:
 
 
 def _settings(store: Path) -> Config:
-    """The defaults whatever keys the environment holds, so without a large model, a store of its own, and no log between
-    what is shown."""
+    """The defaults whatever keys the environment holds, so without a large model, a store of its own, and no log in
+    between."""
     return with_store_url(parse('[telemetry]\nlog_level = "warning"', {}), f"sqlite:///{store}")

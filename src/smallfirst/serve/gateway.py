@@ -121,7 +121,8 @@ class Gateway:
         asked = (record.id, call.caller, call.cascade)
         for plan in filter(None, (call.route, call.beside)):
             for stage in plan.shadow:
-                self.shadows.submit(Shadow(*asked, stage, call.request, call.policy.capture, plan.others))
+                asking = (call.request, call.policy.capture)
+                self.shadows.submit(Shadow(*asked, stage, *asking, plan.others, plan.calibrator))
         standing = call.route.calibrator if isinstance(call.route.calibrator, Standing) else None
         if standing is not None or call.trial is not None:
             large = Shadow(*asked, call.route.stages[-1], call.request, call.policy.capture)
@@ -151,7 +152,8 @@ class Gateway:
         if served.shadow is None:
             return None
         plan = self._route(request, task, msgspec.structs.replace(policy, mode="observe"), InService(served.shadow))
-        return replace(plan, shadow=tuple(stage for stage in (*plan.shadow, *plan.stages) if stage.small))
+        stages = tuple(stage for stage in (*plan.shadow, *plan.stages) if stage.small)
+        return replace(plan, shadow=stages, calibrator=self.calibrations.standing(served.shadow.stage.name))
 
     def _route(self, request: Request, task: str, policy: Policy, served: InService) -> Route:
         """The route of a call. Of small stages only the one that the task's calibration judges is enforced."""

@@ -20,7 +20,7 @@ from smallfirst.serve.access import Caller
 from smallfirst.serve.spending import within_budget
 from smallfirst.serve.telemetry import Telemetry
 from smallfirst.store import Store
-from smallfirst.types import Attempt, Request, Stage
+from smallfirst.types import Attempt, Calibrator, Request, Stage
 
 log = structlog.get_logger("smallfirst.shadow")
 
@@ -28,7 +28,7 @@ log = structlog.get_logger("smallfirst.shadow")
 @dataclass(frozen=True, slots=True)
 class Shadow:
     """A stage that is to answer `request` for the record of `record_id`, at the expense of `caller`, with `others`
-    beside it as evidence."""
+    beside it as evidence; `calibrator` is the stage's, where it has one."""
 
     record_id: str
     caller: Caller
@@ -37,6 +37,7 @@ class Shadow:
     request: Request
     capture: bool
     others: tuple[Stage, ...] = ()
+    calibrator: Calibrator | None = None
 
     @property
     def stages(self) -> tuple[Stage, ...]:
@@ -45,7 +46,7 @@ class Shadow:
 
     async def attempts(self, allowance: Allowance) -> tuple[Attempt, ...]:
         """Answer."""
-        return await self.cascade.shadow(self.stage, self.request, allowance, self.others)
+        return await self.cascade.shadow(self.stage, self.request, allowance, self.others, self.calibrator)
 
     async def recorded(self, store: Store, attempts: tuple[Attempt, ...]) -> None:
         """Called when the attempts are durable."""
