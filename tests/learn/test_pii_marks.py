@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from smallfirst.learn.pii.patterns import Finding, structured
+from smallfirst.learn.pii.patterns import Finding
 from smallfirst.learn.pii.surrogates import TOKEN, identifying
 from smallfirst.learn.scrub import ScrubbedRecord, Scrubber, leaks
 from smallfirst.store import StoredRecord
@@ -20,7 +20,7 @@ from smallfirst.types import Attempt, Choice, Completion, Json, ToolCall
 FRAGMENTS = """Mia Li|mia|Li|Will Stone|will you|The Girl & The Fig|Chinese|Chinese Garden|pizza|12 Elm Street, Bath|12
 B-037|order B-037|mia.li@acme.com|acme.com|+1 212-555-0187|555-0187|phone 6469381234|6469381234|4111 1111 1111 1111|1
 DE89370400440532013000|81.2.69.142|password: hunter22|博德凌爆肚|爆肚|华讯科技有限公司|科技|大街道|街道|给王晓丽打电话
-half|1小时|1小时 |Müller's "Bar"|C:\\new|50% off|a_b-c|Straße|STRASSE|two\nlines|10:30|sk-abcdefghijklmnop1234|1e5|é"""
+half|1小时|1小时 |Müller's "Bar"|Ünal|50% off|a_b-c|Straße|STRASSE|two\nlines|10:30|sk-abcdefghijklmnop1234|1e5|é"""
 PIECES = [line for row in FRAGMENTS.split("\n") for line in row.split("|")]
 GAPS = [" ", ", ", ". ", " - ", "\n", "", '"', "_", "，"]
 
@@ -109,7 +109,7 @@ def test_a_value_of_the_answer_stays_where_it_was_asked(
     assert first == second
     for value, after in zip(values, first, strict=True):
         assert any(after in text for text in said(made)), (value, after)
-        if value in enum and not any(f.text in value for text in messages for f in structured(text)):
+        if value in enum and not re.search(r"\d\d|@|hunter|sk-", value):
             assert after == value
 
 
@@ -159,6 +159,12 @@ def test_part_of_something_longer_stays_a_part(message: str, value: str) -> None
     [after] = answers(made)[0]
     assert after in said(made)[0]
     assert leaks(said(made)[0], [longer, "mia.li@acme.com", "4111 1111 1111 1111"]) == []
+
+
+def test_a_value_that_overlaps_itself_is_settled() -> None:
+    """Places of one value that overlap each other are marked alike, and the marking ends."""
+    made = SCRUBBER.record(call(["Mia Mia Mia Mia Li Mia", "Mia Mia Li", "Li Mia Mia"], ["Mia Mia", "Mia Mia Mia"], []))
+    assert all(any(value in text for text in said(made)) for value in answers(made)[0])
 
 
 def test_a_value_that_stands_alone_is_not_part_of_another() -> None:

@@ -206,7 +206,7 @@ class _Contents:
         """Passes every text through the editor."""
 
         def change(place: Place) -> Callable[[str], str]:
-            return partial(rewrite, editor=partial(editor, place=place))
+            return partial(rewrite, editor=lambda text: editor(text, place))
 
         _change(self.messages, change(Place.ASKED), _PROTOCOL)
         _change(self.answers, change(Place.ANSWERED), _PROTOCOL)

@@ -327,4 +327,4 @@ def _unite(groups: list[Places]) -> None:
                 changed = True
                 united = bytes(reduce(or_, each) for each in zip(*states, strict=True))
                 for text, first, behind in places:
-                    text.state[first:behind] = united
+                    text.state[first:behind] = bytes(map(or_, text.state[first:behind], united))
