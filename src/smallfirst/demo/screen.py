@@ -62,7 +62,8 @@ class Screen:
 
     def compare(self, before: Report, after: Report) -> None:
         """Cost per success of each call site before and after."""
-        table = Table(box=SIMPLE, pad_edge=False, title="USD for 1,000 right answers (95 %)", title_justify="left")
+        title = "USD for 1,000 right answers (95 %)"
+        table = Table(box=SIMPLE, pad_edge=False, collapse_padding=True, title=title, title_justify="left")
         for heading in ("call site", "before", "after", "saved", "right before", "right after", "by small"):
             table.add_column(heading, justify="left" if heading == "call site" else "right")
         later = {summary.task: summary for summary in (*after.tasks, after.overall)}
@@ -71,13 +72,8 @@ class Screen:
                 continue
             cells = [figure(each.cps, _SPECS["cps"]) for each in (one, other)]
             rights = [figure(each.accuracy, _SPECS["accuracy"]) for each in (one, other)]
-            table.add_row(
-                one.task or "all",
-                *cells,
-                saved(one.cps, other.cps),
-                *rights,
-                figure(other.coverage, _SPECS["coverage"]),
-            )
+            figures = (*cells, saved(one.cps, other.cps), *rights, figure(other.coverage, _SPECS["coverage"]))
+            table.add_row(one.task or "all", *(text.replace(" USD", "").replace(" (", "\n(") for text in figures))
         self.console.print(table)
 
 
