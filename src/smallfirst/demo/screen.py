@@ -63,7 +63,7 @@ class Screen:
     def compare(self, before: Report, after: Report) -> None:
         """Cost per success of each call site before and after."""
         title = "USD for 1,000 right answers (95 %)"
-        table = Table(box=SIMPLE, pad_edge=False, collapse_padding=True, title=title, title_justify="left")
+        table = Table(box=SIMPLE, padding=0, title=title, title_justify="left")
         for heading in ("call site", "before", "after", "saved", "right before", "right after", "by small"):
             table.add_column(heading, justify="left" if heading == "call site" else "right")
         later = {summary.task: summary for summary in (*after.tasks, after.overall)}
