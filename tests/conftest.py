@@ -4,6 +4,7 @@ servers that stop at once."""
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 import subprocess
 import tempfile
@@ -15,6 +16,8 @@ from types import SimpleNamespace
 import psycopg
 import pytest
 import structlog
+
+os.environ.pop("COLUMNS", None)  # of pytest-xdist's workers: a console would take it for its width for good
 
 
 @pytest.fixture(scope="session")
