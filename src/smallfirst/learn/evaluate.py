@@ -8,7 +8,6 @@ model is a configured one or, without, its own recorded answers at their recorde
 
 from __future__ import annotations
 
-import asyncio
 import math
 import time
 from collections import Counter
@@ -45,7 +44,6 @@ _KINDS: dict[usable.Kind, Kind] = {"feedback": "feedback", "execution": "executi
 _MODES: dict[Arm, Mode] = {"B0": "observe", "B1": "small_only", "B2": "small_only", "B3": "small_only", "B4": "enforce"}
 _COMPARED: tuple[Arm, ...] = ("B0", "B4")
 _USUAL = Settings()
-_AT_ONCE = 4
 
 
 async def evaluate(
@@ -241,17 +239,14 @@ class _Bench:
         return await ask(self.cascade, plan, asked, self.policy)
 
     async def sample(self, rows: Iterable[Row]) -> calibrate.Sample:
-        """The specialist's labelled answers to the calls, as the gateway records them in shadow; some at once, for no
-        time of theirs is reported."""
-        sample, at_once = calibrate.Sample(self.task, self.small.name, self.small.model), asyncio.Semaphore(_AT_ONCE)
-
-        async def labelled(row: Row) -> calibrate.Row | None:
-            async with at_once:
-                return await self._labelled(self._question("B4", row))
-
-        made = await asyncio.gather(*(labelled(row) for row in rows))
-        sample.rows += [row for row in made if row is not None]
-        sample.unlabelled += made.count(None)
+        """The specialist's labelled answers to the calls, as the gateway records them in shadow."""
+        sample = calibrate.Sample(self.task, self.small.name, self.small.model)
+        for row in rows:
+            made = await self._labelled(self._question("B4", row))
+            if made is None:
+                sample.unlabelled += 1
+            else:
+                sample.rows.append(made)
         return sample
 
     def judged(self, asked: Asked, outcome: Outcome | None, acceptance: Acceptance) -> tuple[float, bool] | None:

@@ -94,8 +94,8 @@ async def rollback(store: Store, task: str, *, reason: str = "by hand", by: str 
 
 
 async def rules_for(store: Store, task: str, incumbent: str) -> Rules:
-    """The rules by which a candidate is compared, from the newest calls that `incumbent` ("": what is
-    configured) answered: its success rate, what counts as late (twice its 95th percentile) and what a success costs."""
+    """The rules by which a candidate is compared, from the newest calls that `incumbent` ("": what is configured)
+    answered: its success rate, what counts as late (twice its 95th percentile) and what a success costs."""
     found: list[Judged] = []
     looked = 0
     async for record in store.export(RecordFilter(task=task)):
