@@ -47,6 +47,7 @@ from smallfirst.learn.llama import LoraLlama
 from smallfirst.learn.packing import Batch, Encoded, Example, Group, encode, to_tensors, together, tokens_of
 from smallfirst.learn.progress import shown
 from smallfirst.learn.train import TrainConfig, train
+from smallfirst.learn.values import learn_values
 from smallfirst.stats import ratio, wilson
 from smallfirst.types import Choice, Constraint, Request, ResponseFormat, Sampling, Tool, ToolCall, ToolChoice
 
@@ -242,7 +243,7 @@ def served(splits: Splits, weights: Path, base: Base, given: argparse.Namespace)
         with shown(Console(stderr=True), given.task) as report:
             made = train(base, examples, validation, Path(folder) / "out", config, report=report)
         busy = time.process_time() - begun
-        export_adapter(made.folder, base, target, prompt=template)
+        export_adapter(made.folder, base, target, prompt=template, values=learn_values(examples))
         found, seconds = asyncio.run(right(weights, target, splits.test))
     return {
         "task": given.task,

@@ -50,10 +50,11 @@ class Version:
         return str(self.model.get("weights") or self.model.get("model") or "")
 
 
-def version_id(task: str, model: Json, base_sha256: str, adapter_sha256: str, prompt: Json) -> str:
-    """TASK@ and 12 hex digits of what decides its answers: the files wherever they lie, or which server is asked."""
+def version_id(task: str, model: Json, base_sha256: str, adapter_sha256: str, asked: Json) -> str:
+    """TASK@ and 12 hex digits of what decides its answers: the files wherever they lie, or which server is asked, and
+    how it is `asked`."""
     base = base_sha256 or dict(model)
-    text = msgspec.json.encode((base, adapter_sha256, dict(prompt)), order="deterministic")
+    text = msgspec.json.encode((base, adapter_sha256, dict(asked)), order="deterministic")
     return f"{task}@{hashlib.sha256(text).hexdigest()[:12]}"
 
 

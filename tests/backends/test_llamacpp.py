@@ -17,8 +17,11 @@ import pytest_asyncio
 from msgspec.structs import replace
 
 from smallfirst import models
+from smallfirst.artifact import write_json
 from smallfirst.backends.llamacpp import EngineConfig, LlamaCppBackend, SharedClock
+from smallfirst.backends.specialist import Manifest, PromptTemplate
 from smallfirst.backends.toolprompt import constraint_schema
+from smallfirst.backends.values import Passages, Values
 from smallfirst.errors import (
     BackendError,
     BackendTimeout,
@@ -75,10 +78,14 @@ def write_adapter(path: Path, seed: int = 0) -> Path:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def backend(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[LlamaCppBackend]:
-    """An engine with an adapter; one thread, as two that wait for each other on a busy machine take far longer."""
+    """An engine with two adapters; one thread, as two that wait for each other on a busy machine take far longer."""
     weights = await asyncio.to_thread(models.pull)
-    adapter = write_adapter(tmp_path_factory.mktemp("lora") / "noise.gguf")
-    made = LlamaCppBackend(EngineConfig(weights, context=512, slots=2, batch_threads=1, adapters={"noise": adapter}))
+    folder = tmp_path_factory.mktemp("lora")
+    adapters = {"noise": write_adapter(folder / "noise.gguf"), "bound": write_adapter(folder / "bound.gguf", 2)}
+    values = {"get_time": {"place": Values(("Rome",), 2)}}
+    manifest = Manifest(sha256="", base_sha256="", prompt=PromptTemplate("pruned"), values=values)
+    write_json(manifest, folder / "bound.json")
+    made = LlamaCppBackend(EngineConfig(weights, context=512, slots=2, batch_threads=1, adapters=adapters))
     await made.start()
     yield made
     await made.close()
@@ -289,6 +296,20 @@ async def test_an_engine_that_stays_dead_fails_at_once(tmp_path: Path) -> None:
     with pytest.raises(BackendUnavailable, match=r"cannot be started again yet.*weights\.gguf"):
         await answer(dying, replace(ask(), timeout_s=60.0))
     await dying.close()
+
+
+async def test_an_adapter_gives_values_that_it_may(backend: LlamaCppBackend) -> None:
+    """A text is one that its manifest knows, or a passage of what it reads, however the answer is sampled."""
+    place = {"type": "object", "properties": {"place": {"type": "string"}}, "required": ["place"]}
+    tool = Tool("get_time", "The time at a place", place)
+    sampling = Sampling(max_tokens=40, temperature=1.5, seed=1)
+    request = ask("It is late, my friend", sampling, tools=(tool,), tool_choice=ToolChoice("required"))
+    request = held(replace(request, parallel_tool_calls=False))
+    allowed = {"Rome", *Passages("user: It is late, my friend\n").up_to(2)}
+    for seed in range(3):
+        warm = replace(request, adapter="bound", sampling=replace(sampling, seed=seed))
+        [call] = [call for delta in await answer(backend, warm) for call in delta.tool_calls]
+        assert json.loads(call.arguments)["place"] in allowed
 
 
 async def test_an_adapter_is_loaded_while_the_engine_serves(backend: LlamaCppBackend, tmp_path: Path) -> None:

@@ -176,6 +176,22 @@ def test_a_value_that_stands_alone_is_not_part_of_another() -> None:
     assert "Elm" not in said(made)[0]
 
 
+def test_a_day_is_left_beside_a_street_of_its_name() -> None:
+    """The street goes; the day that is written alike stays where it stands alone, and so does the answer's."""
+    text = "Meet me on 12th Street, the 12th of March"
+    made = finding("12th Street", "ADDRESS").record(call([text], ["12th"], []))
+    assert re.fullmatch(r"Meet me on (?!12th)\w+ Street, the 12th of March", said(made)[0])
+
+
+def test_words_of_the_vocabulary_stay_in_names_but_for_people() -> None:
+    """An enumerated kitchen tells nobody apart, in the name of a restaurant either; in a person's name it goes."""
+    text = "Siam Thai is run by Ann Thai"
+    kept = finding("Siam Thai", "ORG").record(call([text], [], ["Thai"]))
+    assert re.fullmatch(r"(?!Siam)\w+ Thai is run by Ann Thai", said(kept)[0])
+    gone = finding("Ann Thai", "PERSON").record(call([text], [], ["Thai"]))
+    assert re.fullmatch(r"Siam Thai is run by (?!Ann)\w+ (?!Thai)\w+", said(gone)[0])
+
+
 def test_a_large_record_takes_no_longer_than_its_length() -> None:
     """Repeated names and values, and thousands of them, pass."""
     repeated = call(["Mia Li " * 20_000, "Mia Li Mia " * 5_000], ["Mia " * 300, "Li"], [])

@@ -129,6 +129,14 @@ def test_words_that_identify_nobody_stay() -> None:
     assert ONE("ORG", "华讯科技有限公司").endswith("科技有限公司")
 
 
+@pytest.mark.parametrize("day", ["8th", "March 12th, 2019", "8th of march", "Monday the 3rd", "May 4"])
+def test_a_day_is_no_address(day: str) -> None:
+    """What a tagger may take for a street is left; with the street's kind, and without a number, it is replaced."""
+    assert ONE.words(day) == day
+    assert ONE.words("12th Street") != "12th Street"
+    assert ONE.words("May") != "May"
+
+
 @settings(deadline=None)
 @given(st.text(alphabet=st.characters(categories=["Lu", "Ll", "Lo", "Nd", "Zs", "Po"]), min_size=1, max_size=40))
 def test_words_keep_separators(text: str) -> None:

@@ -23,7 +23,7 @@ import aiohttp
 import msgspec
 
 from smallfirst.backends.engine import Engine
-from smallfirst.backends.specialist import read_manifest
+from smallfirst.backends.specialist import Manifest, read_manifest
 from smallfirst.backends.toolprompt import AnswerParser, conversation, grammar
 from smallfirst.errors import (
     BackendError,
@@ -154,7 +154,7 @@ class LlamaCppBackend:
         queue: asyncio.Queue[Delta | Usage | BackendError] = asyncio.Queue()
         usages: list[Usage] = []
         with self._running.used() as running:
-            payload = self._payload(running, request)
+            payload = self._payload(running, running.held(request))
             choices = range(request.sampling.n)
             tasks = [asyncio.create_task(self._run(running, request, payload, n, queue)) for n in choices]
             try:
@@ -268,8 +268,8 @@ class LlamaCppBackend:
         return await self._prompt(self._running, request)
 
     async def _prompt(self, running: _Running, request: Request) -> str:
-        template = running.templates.get(request.adapter or "")
-        if template and (pruned := template.pruned(request)) is not None:
+        manifest = running.manifest(request)
+        if manifest and (pruned := manifest.prompt.pruned(request)) is not None:
             return pruned
         async with self._post(running, "/apply-template", {"messages": conversation(request)}) as response:
             await _raise_for_status(response)
@@ -306,12 +306,20 @@ class _Running:
             batch_threads=config.batch_threads,
             adapters=tuple(config.adapters.values()),
         )
-        manifests = {name: read_manifest(path) for name, path in config.adapters.items()}
-        self.adapters = tuple(manifests)
-        self.templates = {name: manifest.prompt for name, manifest in manifests.items() if manifest}
+        self._manifests = {name: read_manifest(path) for name, path in config.adapters.items()}
+        self.adapters = tuple(self._manifests)
         self._users = 0
         self._unused = asyncio.Event()
         self._unused.set()
+
+    def manifest(self, request: Request) -> Manifest | None:
+        """How the adapter that `request` selects is asked; None without an adapter or a manifest."""
+        return self._manifests.get(request.adapter or "")
+
+    def held(self, request: Request) -> Request:
+        """`request` with its constraint held to what its adapter has learned of values."""
+        manifest = self.manifest(request)
+        return request if manifest is None else manifest.held(request)
 
     def lora(self, adapter: str | None) -> list[dict[str, Any]]:
         """The scales of all adapters for a request to one of them, or to none."""

@@ -19,6 +19,7 @@ from msgspec.structs import replace
 
 from smallfirst.backends.tightening import tightened
 from smallfirst.backends.toolprompt import conversation
+from smallfirst.backends.values import Values, held
 from smallfirst.errors import ModelFileError
 from smallfirst.types import Json, Request, ResponseFormat, ToolCall
 
@@ -49,7 +50,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """What is beside an adapter: how it is asked, what it belongs to and how it was made.
 
     `base_sha256` is that of the base model's file, `sha256` the adapter's. `recipe` is the full training
-    configuration; `parents` are sha256 of what it was made from (the material first).
+    configuration; `parents` are sha256 of what it was made from (the material first). `values` are what decoding is
+    held to, by tool ("" for an answer that is JSON) and argument.
     """
 
     sha256: str
@@ -57,6 +59,12 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     prompt: PromptTemplate = PromptTemplate()
     recipe: Mapping[str, Any] = {}
     parents: tuple[str, ...] = ()
+    values: Mapping[str, Mapping[str, Values]] = {}
+
+    def held(self, request: Request) -> Request:
+        """`request` with its constraint held to the values that its prompt allows."""
+        prompt = self.prompt.pruned(request)
+        return request if prompt is None else held(request, self.values, prompt)
 
 
 def read_manifest(adapter: Path) -> Manifest | None:

@@ -20,6 +20,7 @@ from smallfirst.config import load
 from smallfirst.errors import ConfigError
 
 if TYPE_CHECKING:
+    from smallfirst.backends.specialist import Manifest
     from smallfirst.learn.specialise import Specialist
 
 app = typer.Typer()
@@ -145,6 +146,11 @@ def _facts(made: Specialist, folder: Path, served: str | None) -> dict[str, Any]
     }
 
 
+def _held(manifest: Manifest) -> str:
+    """The arguments that decoding holds to values."""
+    return ", ".join(f"{tool}.{name}".lstrip(".") for tool, names in manifest.values.items() for name in names)
+
+
 def _tell(made: Specialist, folder: Path, served: str | None) -> None:
     trained = made.trained
     if trained is None:
@@ -161,6 +167,8 @@ def _tell(made: Specialist, folder: Path, served: str | None) -> None:
             out.print(f"{trained.left_out} examples were too long for training.", highlight=False)
     if made.preferred is not None:
         out.print(f"Tuned by preference: {made.preferred.gained:.0%} of right answers gained on the wrong one.")
+    if made.manifest is not None and (held := _held(made.manifest)):
+        out.print(f"Values held to what recurs or stands in the prompt: {held}.", markup=False, highlight=False)
     if served is None:
         out.print(f"The embedded engine cannot serve DoRA; PEFT's adapter is in {folder}/training.", markup=False)
     else:

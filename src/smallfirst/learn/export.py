@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from smallfirst.artifact import write_json
 from smallfirst.backends.specialist import Manifest, PromptTemplate
+from smallfirst.backends.values import Values
 from smallfirst.errors import TrainError
 from smallfirst.extra import need
 from smallfirst.learn.base import Base
@@ -96,6 +97,7 @@ def export_adapter(
     prompt: PromptTemplate = _FULL,
     recipe: Mapping[str, Any] | None = None,
     parents: tuple[str, ...] = (),
+    values: Mapping[str, Mapping[str, Values]] | None = None,
 ) -> Manifest:
     """Writes `target` (GGUF, unmerged, float16) from PEFT's adapter in `folder`, and the manifest beside it.
 
@@ -114,7 +116,12 @@ def export_adapter(
         writer.add_tensor(f"{name}.lora_b", b.astype(np.float16))
     write_gguf(writer)
     manifest = Manifest(
-        sha256=file_sha256(draft), base_sha256=base.sha256, prompt=prompt, recipe=recipe or {}, parents=parents
+        sha256=file_sha256(draft),
+        base_sha256=base.sha256,
+        prompt=prompt,
+        recipe=recipe or {},
+        parents=parents,
+        values=values or {},
     )
     draft.replace(target)
     write_json(manifest, target.with_suffix(".json"))

@@ -59,7 +59,7 @@ async def answers_of(store: Store, rows: Sequence[Row]) -> dict[str, Past]:
         if taken:
             answer: Choice | None = choice_of(row.answer)
         else:
-            scrubber = scrubber or scrubber_of(store)
+            scrubber = scrubber or await scrubber_of(store)
             answer = _scrubbed(scrubber, stored)
         if answer is not None:
             attempt = stored.attempts[n]

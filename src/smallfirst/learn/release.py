@@ -132,8 +132,8 @@ def version_of(task: str, adapter: Path | None, base: str | ModelConfig, evaluat
     if adapter is None or manifest is None:
         name = version_id(task, table, weights, "", {})
         return Version(name, task, time.time(), table, weights, evaluation=evaluation)
-    prompt = msgspec.to_builtins(manifest.prompt)
-    name = version_id(task, table, weights, manifest.sha256, prompt)
+    prompt, values = msgspec.to_builtins(manifest.prompt), msgspec.to_builtins(manifest.values)
+    name = version_id(task, table, weights, manifest.sha256, {"prompt": prompt, "values": values})
     return Version(
         name,
         task,

@@ -7,8 +7,8 @@ and the value (`pii.surrogates`). A string of the answer that stands word for wo
 mapping is kept.
 
 Tools and response formats are the application's, not a person's, and identify the task: identifiers, secrets and people
-found in the record are replaced in their descriptions; names of tools and arguments stay, and so do enumerated values,
-here and in the answers, but for identifiers and secrets in them.
+found in the record are replaced in their descriptions; names of tools and arguments stay, and so do enumerated values
+and those that many episodes share (`pii.common`), here and in the answers, but for identifiers and secrets in them.
 Images, audio and files cannot be checked and become a mark such as "[image_url]".
 """
 
@@ -17,7 +17,7 @@ from __future__ import annotations
 import hmac
 import re
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any
@@ -104,11 +104,17 @@ class Scrubber:
     """Finds and replaces personal data and secrets.
 
     `secret` (at least 16 bytes) keys the surrogates: the same secret gives the same ones. `tagger` finds names,
-    addresses, organisations and places in a text; the shipped one if None. Memory: the findings of the last 256 texts.
-    Raises ConfigError for a short secret.
+    addresses, organisations and places in a text; the shipped one if None. `common` are values that stay because many
+    episodes share them, by tenant (see `pii.common`). Memory: the findings of the last 256 texts. Raises ConfigError
+    for a short secret.
     """
 
-    def __init__(self, secret: bytes, tagger: Callable[[str], list[Finding]] | None = None) -> None:
+    def __init__(
+        self,
+        secret: bytes,
+        tagger: Callable[[str], list[Finding]] | None = None,
+        common: Mapping[str, frozenset[Tokens]] | None = None,
+    ) -> None:
         if len(secret) < MIN_SECRET_BYTES:
             raise ConfigError(
                 f"The scrubbing secret has {len(secret)} bytes; at least {MIN_SECRET_BYTES} are needed.",
@@ -116,6 +122,7 @@ class Scrubber:
             )
         self._secret = secret
         self._tagger = tagger or Tagger.load()
+        self._common = common or {}
         self._found = lru_cache(_MEMORY)(self._find)
 
     def findings(self, text: str) -> list[Finding]:
@@ -138,7 +145,7 @@ class Scrubber:
             raise StoreError(f"The record {stored.id!r} was kept without its content.", hint="Turn capture on.")
         contents = _Contents.of(stored)
         surrogates = self.surrogates(stored.key, stored.id if stored.episode is None else stored.episode)
-        contents.scrub(self._found, surrogates)
+        contents.scrub(self._found, surrogates, self._common.get(stored.key, frozenset()))
         episode = None if stored.episode is None else self._key("pseudonym", stored.key, stored.episode)[:16].hex()
         return _record(stored, episode, contents)
 
@@ -188,9 +195,14 @@ class _Contents:
         copied = msgspec.json.encode((messages, answers, [_latest(stored, "answer")], shared))
         return cls(*msgspec.json.decode(copied))
 
-    def scrub(self, find: Callable[[str], Iterable[Finding]], surrogates: Surrogates) -> None:
+    def scrub(
+        self,
+        find: Callable[[str], Iterable[Finding]],
+        surrogates: Surrogates,
+        common: frozenset[Tokens] = frozenset(),
+    ) -> None:
         """Finds in every text first, then replaces in each."""
-        marks = Marks(surrogates, frozenset(_vocabulary(self.shared)))
+        marks = Marks(surrogates, common.union(_vocabulary(self.shared)))
 
         def add(text: str, place: Place) -> list[Edit]:
             marks.add(text, structured(text) if place is Place.SHARED else find(text), place)

@@ -10,15 +10,20 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from smallfirst.errors import DataError, RequestError, StoreError
+from smallfirst.evidence import message_texts
+from smallfirst.learn.pii.common import CommonValues
 from smallfirst.learn.pii.patterns import structured
+from smallfirst.learn.pii.tagger import Tagger
 from smallfirst.learn.scrub import ScrubbedRecord, Scrubber, decode, encode, leaks
 from smallfirst.store import RecordFilter, Store, StoredRecord
 
 _PURPOSE = "scrub"
 _LEAST_IDENTIFYING = 8
+_NEWEST = 50_000
+"""Records in which values are looked for that many episodes share."""
 _EVERYTHING = RecordFilter()
 
 
@@ -32,9 +37,21 @@ class Scrubbed:
     leaked: list[tuple[str, int | None]] = field(default_factory=list)
 
 
-def scrubber_of(store: Store) -> Scrubber:
-    """The scrubber whose surrogates belong to this store: the same in every run, unknown without the store."""
-    return Scrubber(store.secret(_PURPOSE))
+async def scrubber_of(store: Store) -> Scrubber:
+    """The scrubber that belongs to this store: its surrogates are the same in every run and unknown without the store;
+    values that many of the newest episodes share stay (`pii.common`). Raises StoreError when the store cannot be read.
+    """
+    tagger = Tagger.load()
+    common, left = CommonValues(tagger), _NEWEST
+    async for stored in store.export(_EVERYTHING):
+        asked = [text for message in stored.messages for text in message_texts(message)]
+        for attempt in stored.attempts:
+            for choice in attempt.completion.choices[:1] if attempt.completion else ():
+                common.add(stored.key, stored.episode or stored.id, asked, choice)
+        left -= 1
+        if not left:
+            break
+    return Scrubber(store.secret(_PURPOSE), tagger, common.found())
 
 
 async def write(
@@ -53,7 +70,7 @@ async def write(
     `scrubber`: the store's own if None. `show` gets each record written; `progress` how many were read. Nothing must be
     used of what was written when the result tells of a leak. Raises StoreError when the store cannot be read.
     """
-    scrubber = scrubber or scrubber_of(store)
+    scrubber = scrubber or await scrubber_of(store)
     result, read = Scrubbed(), 0
     async for stored in store.export(wanted):
         if read == limit:
@@ -104,14 +121,8 @@ def _identifiers(text: str) -> Iterator[str]:
 def _texts(stored: StoredRecord) -> Iterator[str]:
     """What was said and answered: contents of messages, answers, arguments of tool calls."""
     for message in stored.messages:
-        yield from _content(message.get("content"))
+        yield from message_texts(message)
     for attempt in stored.attempts:
         for choice in attempt.completion.choices if attempt.completion else ():
             yield choice.text
             yield from (call.arguments for call in choice.tool_calls)
-
-
-def _content(content: Any) -> Iterator[str]:
-    parts = content if isinstance(content, list) else [content]
-    texts = (part.get("text") if isinstance(part, dict) else part for part in parts)
-    return (text for text in texts if isinstance(text, str))

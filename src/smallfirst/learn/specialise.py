@@ -20,6 +20,7 @@ from smallfirst.learn.export import export_adapter, export_merged
 from smallfirst.learn.prefer import PreferConfig, Preferred, prefer
 from smallfirst.learn.targeted import weighted
 from smallfirst.learn.train import Progress, TrainConfig, Trained, train
+from smallfirst.learn.values import learn_values
 from smallfirst.models import file_sha256
 
 ADAPTER = "adapter.gguf"
@@ -91,6 +92,7 @@ def specialise(
         prompt=data.card.prompt,
         recipe=recipe | {"reached": reached},
         parents=parents,
+        values=learn_values(data.examples("train")),
     )
     return Specialist(target, made, trained, tuned)
 

@@ -25,7 +25,7 @@ from operator import or_
 
 from smallfirst.learn.pii.encodings import Edit
 from smallfirst.learn.pii.patterns import STRUCTURED, Finding
-from smallfirst.learn.pii.surrogates import TOKEN, Surrogates, identifying
+from smallfirst.learn.pii.surrogates import TOKEN, Surrogates, identifying, ordinal
 
 _GAP = re.compile(r"[ \n_.+,'’·•-]{0,2}")
 """What may stand between the tokens of a value that was found elsewhere in another writing."""
@@ -213,7 +213,7 @@ class Marks:
             if finding.kind in STRUCTURED:
                 self._identifier(own, finding)
             elif tokens_of(finding.text) not in self._vocabulary:
-                own.mark(own.span(finding)[0], identifying(finding.text))
+                own.mark(own.span(finding)[0], self._identifying(finding.text, finding.kind))
                 self._name(finding)
 
     def answer(self, value: str) -> None:
@@ -258,7 +258,7 @@ class Marks:
         """Takes note of a name, address, organisation or place and its parts."""
         person = finding.kind == "PERSON"
         for value in {finding.text, *_PARTS.split(finding.text)}:
-            pattern, words = identifying(value), TOKEN.findall(value)
+            pattern, words = self._identifying(value, finding.kind), TOKEN.findall(value)
             if tokens_of(value) in self._vocabulary:
                 continue
             telling = {word for word, one in zip(words, pattern, strict=True) if one and _telling(word)}
@@ -266,6 +266,14 @@ class Marks:
             for values in (self._all, self._people) if person else (self._all,):
                 values.add(value, pattern)
                 values.words |= telling if len(words) == 1 else set()
+
+    def _identifying(self, value: str, kind: str) -> bytes:
+        """Which tokens of a value identify: but for people, none that is a word of the vocabulary ("Thai" in the name
+        of a restaurant)."""
+        pattern = identifying(value)
+        if kind == "PERSON":
+            return pattern
+        return bytes(one and (key,) not in self._vocabulary for one, key in zip(pattern, tokens_of(value), strict=True))
 
     def _identifier(self, own: _Text, finding: Finding) -> None:
         """Takes note of an identifier or secret; signs around its letters and digits are no part of it."""
@@ -305,8 +313,8 @@ class Marks:
 
 
 def _telling(word: str) -> bool:
-    """Whether a word is looked for elsewhere on its own: no single letter, no short number."""
-    return len(word) >= (_LEAST if word.isdecimal() else 2)
+    """Whether a word is looked for elsewhere on its own: no single letter, no short number, no day of a month."""
+    return len(word) >= (_LEAST if word.isdecimal() else 2) and not ordinal(word)
 
 
 def _cut(text: _Text, first: int, behind: int) -> Iterator[str]:

@@ -35,11 +35,22 @@ partners consulting industries associates foundation agency studio studios labs 
 logistics capital insurance sons street road rd avenue ave boulevard blvd lane ln drive court ct place
 pl square sq terrace way highway hwy parkway pkwy circle crescent close row walk apt apartment suite ste
 unit floor flat room building bldg block house box po p o north south east west northern southern
-eastern western upper lower new old straße strasse str weg platz allee gasse ring rue chemin avenida
+eastern western upper lower new old restaurant restaurants bar cafe café bistro brasserie grill kitchen diner
+pizza pizzeria sushi cuisine food ristorante trattoria steakhouse bakery coffee tea wine beer lounge pub inn
+motel hostel resort spa salon barber shop store market mall theater theatre cinema stadium arena park garden
+gardens straße strasse str weg platz allee gasse ring rue chemin avenida
 calle plaza paseo via viale piazza corso rua travessa straat laan gade vej gatan gata ulica ul city town
 county state province district region republic island islands lake river mount port fort""".split()
 )
 """Words of names and addresses that identify nobody, in lower case."""
+_ORDINAL = re.compile(r"\d{1,3}(?:st|nd|rd|th)", re.IGNORECASE)
+_DAY = re.compile(
+    r"(?=.*\d)(?=.*[a-z])(?:\d{1,4}(?:st|nd|rd|th)?|jan(?:uary)?|feb(?:ruary)?|mar(?:ch)?|apr(?:il)?|may|june?|july?"
+    r"|aug(?:ust)?|sept?(?:ember)?|oct(?:ober)?|nov(?:ember)?|dec(?:ember)?|(?:mon|tues|wednes|thurs|fri|satur|sun)day"
+    r"|of|the|on|[\W_])++",
+    re.IGNORECASE,
+)
+"""A day as it is said ("8th of March", "Monday the 3rd"), which a tagger may take for an address ("8th Street")."""
 _KEPT_CJK = re.compile(
     "有限责任公司|股份有限公司|有限公司|公司|集团|科技|技术|信息|网络|传媒|"
     "银行|大学|医院|中学|小学|学校|研究院|酒店|先生|女士|小姐|老师|医生|"
@@ -219,11 +230,19 @@ class Surrogates:
 
 
 def identifying(text: str) -> bytes:
-    """For each token of a name, place, organisation or address, 1 if it identifies and 0 if it is a generic word."""
+    """For each token of a name, place, organisation or address, 1 if it identifies and 0 if it is a generic word. No
+    token of a day does."""
+    if _DAY.fullmatch(text):
+        return bytes(len(TOKEN.findall(text)))
     generic = {at for match in _KEPT_CJK.finditer(text) for at in range(*match.span())}
     return bytes(
         match.start() not in generic and match.group().casefold() not in _KEPT for match in TOKEN.finditer(text)
     )
+
+
+def ordinal(token: str) -> bool:
+    """Whether the token is a number in a row (5th): in an address it may name a street, alone it is a day."""
+    return _ORDINAL.fullmatch(token) is not None
 
 
 def _different(original: str, make: Callable[[], str], good: Callable[[str], bool] = lambda _: True) -> str:

@@ -1,0 +1,111 @@
+"""Which values of answers say nothing of a person, because many episodes share them.
+
+A city or a cuisine that the answers of several episodes name, for an argument that takes few values, singles nobody
+out. With an invented word in its place nothing could be learned of it ("sushi is the best" asks for "Japanese"), so it
+stays. A customer comes back too: the values of an argument that the tagger often takes for people or addresses are
+never common, nor is what identifies by its form.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from smallfirst.learn.pii.marks import Tokens, tokens_of
+from smallfirst.learn.pii.patterns import Finding, structured
+from smallfirst.types import Choice
+
+EPISODES = 5
+"""That must share a value."""
+LEAST_ANSWERS = 50
+"""With a value for an argument, before any is called common."""
+SHARED = 0.7
+"""Share of an argument's values that must be common, for it to be one that takes few."""
+PEOPLE_ASKED, PEOPLE_ANSWERED = 0.35, 0.6
+"""Share of people and addresses, as the tagger sees them in what was asked and in answers, from which on an argument is
+about these. It sees most people, and in answers, which are no sentences, some where there are none."""
+_MOST_VALUES = 2_000  # of an argument that may take few
+_LOOKED_AT = 5  # texts of each kind in which the tagger looks at a value
+_MOST_CHARACTERS = 2_000  # of such a text
+_PERSONAL = frozenset({"PERSON", "ADDRESS"})
+
+
+@dataclass(slots=True)
+class _Value:
+    """How often a value was given, by which episodes (the first few), and some of the texts that it stands in."""
+
+    count: int = 0
+    episodes: set[str] = field(default_factory=set)
+    asked: list[str] = field(default_factory=list)
+    answered: list[str] = field(default_factory=list)
+
+    @property
+    def shared(self) -> bool:
+        return len(self.episodes) >= EPISODES
+
+
+class CommonValues:
+    """Counts the values of answers by tenant and argument, then tells which are common. Memory is bounded by the number
+    of arguments."""
+
+    def __init__(self, tagger: Callable[[str], Iterable[Finding]]) -> None:
+        self._tagger = tagger
+        self._seen: dict[tuple[str, str, str], dict[str, _Value]] = defaultdict(dict)
+
+    def add(self, tenant: str, episode: str, asked: Sequence[str], choice: Choice) -> None:
+        """A call: the texts that were asked, and of the answer those among its arguments, or among its members where it
+        is JSON."""
+        for tool, text in [*((call.name, call.arguments) for call in choice.tool_calls), ("", choice.text)]:
+            for name, value in _members(text):
+                values = self._seen[tenant, tool, name]
+                if value not in values and len(values) > _MOST_VALUES:
+                    continue
+                known = values.setdefault(value, _Value())
+                known.count += 1
+                if not known.shared:
+                    known.episodes.add(episode)
+                _keep(known.answered, [text])
+                _keep(known.asked, [one for one in asked if value in one][-1:])
+
+    def found(self) -> Mapping[str, frozenset[Tokens]]:
+        """The common values of each tenant, in tokens."""
+        common: dict[str, set[Tokens]] = defaultdict(set)
+        for (tenant, _, _), values in self._seen.items():
+            answers = sum(value.count for value in values.values())
+            shared = {text: value for text, value in values.items() if value.shared}
+            few = sum(value.count for value in shared.values()) >= SHARED * answers
+            if few and answers >= LEAST_ANSWERS and len(values) <= _MOST_VALUES and not self._people(shared):
+                common[tenant] |= {tokens_of(text) for text in shared if not structured(text)}
+        return {tenant: frozenset(tokens - {()}) for tenant, tokens in common.items()}
+
+    def _people(self, values: Mapping[str, _Value]) -> bool:
+        """Whether many of the values are people or addresses."""
+        asked = self._share((text, one) for text, value in values.items() for one in value.asked)
+        answered = self._share((text, one) for text, value in values.items() for one in value.answered)
+        return asked > PEOPLE_ASKED or answered > PEOPLE_ANSWERED
+
+    def _share(self, stands: Iterable[tuple[str, str]]) -> float:
+        """The share of values that the tagger takes for people or addresses where they stand: (value, text)."""
+        seen = [
+            any(f.kind in _PERSONAL and (f.text in value or value in f.text) for f in self._tagger(text))
+            for value, text in stands
+        ]
+        return sum(seen) / max(len(seen), 1)
+
+
+def _keep(texts: list[str], more: Iterable[str]) -> None:
+    texts += [text for text in more if len(texts) < _LOOKED_AT and len(text) <= _MOST_CHARACTERS]
+
+
+def _members(text: str) -> Iterator[tuple[str, str]]:
+    """The members of a JSON object that are texts; nothing of what is none."""
+    try:
+        value: Any = msgspec.json.decode(text) if text.startswith("{") else None
+    except (msgspec.DecodeError, UnicodeEncodeError):
+        return
+    if isinstance(value, dict):
+        yield from ((name, member) for name, member in value.items() if isinstance(member, str) and member)
