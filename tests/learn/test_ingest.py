@@ -17,6 +17,7 @@ from smallfirst.errors import ConfigError, SmallfirstError
 from smallfirst.learn.ingest import Imported, record_of, run
 from smallfirst.learn.logs import FORMATS, Entry
 from smallfirst.learn.scrub import Scrubber
+from smallfirst.prices import PriceList
 from smallfirst.store import Store, StoredRecord, open_store
 from smallfirst.types import Choice
 
@@ -30,6 +31,7 @@ CALLED = {
     "content": None,
     "tool_calls": [{"id": "c1", "type": "function", "function": {"name": "get_weather", "arguments": ARGUMENTS}}],
 }
+PRICES = PriceList()
 REQUEST = {"model": "gpt-4o", "messages": MESSAGES, "tools": [TOOL], "temperature": 0.0}
 RESPONSE = {
     "id": "chatcmpl-1",
@@ -257,8 +259,8 @@ async def test_a_call_of_every_format_becomes_the_same_record(store, written, ki
     tokens = (0, 0) if kind == "tensorzero" else (50, 9)
     assert attempt.completion is not None
     assert (attempt.completion.usage.input_tokens, attempt.completion.usage.output_tokens) == tokens
-    priced = kind.split()[0] in {"openai", "litellm", "langfuse"}
-    assert attempt.cost_usd == (0.002 if priced else None)
+    cost = {"tensorzero": None, "otel": pytest.approx(50 * 2.5e-6 + 9 * 10e-6)}  # no tokens; gpt-4o's list price
+    assert attempt.cost_usd == cost.get(kind.split()[0], 0.002)
 
 
 @pytest.mark.parametrize("kind", SAMPLES)
@@ -350,11 +352,14 @@ async def test_what_litellm_has_shortened_or_left_out_is_refused(store, written)
 
 
 async def test_unknown_prices_are_not_zero(store, written):
-    """LiteLLM writes 0 for a price that it does not know; of an answer from its cache, 0 is the cost."""
-    await run(
-        store, [written({**LITELLM, "spend": 0.0}, {**LITELLM, "spend": 0.0, "cache_hit": "True", "request_id": "2"})]
-    )
-    assert {record.attempts[0].cost_usd for record in await records(store)} == {None, 0.0}
+    """LiteLLM writes 0 for a price that it does not know: the list may know it. Of an answer from its cache, 0 is the
+    cost."""
+    free = {**LITELLM, "spend": 0.0}
+    ours = json.dumps({**RESPONSE, "model": "house-7b"})
+    cached, listed = {**free, "cache_hit": "True", "request_id": "2"}, {**free, "request_id": "3"}
+    await run(store, [written({**free, "response": ours}, cached, listed)])
+    costs = [record.attempts[0].cost_usd for record in await records(store)]
+    assert sorted(costs, key=lambda cost: -1.0 if cost is None else cost) == [None, 0.0, pytest.approx(215e-6)]
 
 
 async def test_other_wires_are_read(store, written):
@@ -493,6 +498,6 @@ def test_whatever_stands_in_an_item_is_read_or_refused(sample, data):
             return
         for found in (*form.entries(item), *form.rest()):
             if isinstance(found, Entry):
-                record_of(found, b"secret")
+                record_of(found, b"secret", PRICES)
     except SmallfirstError:
         pass

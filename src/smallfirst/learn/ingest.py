@@ -2,8 +2,9 @@
 
 Each call becomes a record that escalated for the reason "imported", with one attempt of the logged model, checked by
 the same validators. Its id depends on the store's secret, the call's id in its log, its time and its content, in the
-form of a UUIDv7 of that time: who imports the same again adds nothing. Items are read and appended in batches, so
-memory does not grow with the log.
+form of a UUIDv7 of that time: who imports the same again adds nothing. A call whose log tells no cost is priced by
+list, as far as its model is on it and its tokens are told. Items are read and appended in batches, so memory does not
+grow with the log.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from smallfirst.errors import ConfigError, RequestError, SmallfirstError
 from smallfirst.learn.logs import FORMATS, Entry, Format
 from smallfirst.learn.logs.entry import Found
 from smallfirst.learn.logs.files import Item, items
+from smallfirst.prices import PriceList
 from smallfirst.router import TASK_NAME, identify
 from smallfirst.store import Store
 from smallfirst.types import Attempt, Completion, Json, Origin, Record, Wire
@@ -131,6 +133,7 @@ class _Reader:
 
     def __init__(self, formats: Sequence[Format], secret: bytes, task: str | None) -> None:
         self._formats, self._secret, self._task = formats, secret, task
+        self._prices = PriceList()
 
     def records(self, path: Path, item: Item, result: Imported) -> Iterator[Record]:
         if item.wrong:
@@ -168,12 +171,12 @@ class _Reader:
 
     def _record(self, entry: Entry) -> Record | str:
         try:
-            return record_of(entry, self._secret, self._task)
+            return record_of(entry, self._secret, self._prices, self._task)
         except SmallfirstError as error:
             return str(error)
 
 
-def record_of(entry: Entry, secret: bytes, task: str | None = None) -> Record:
+def record_of(entry: Entry, secret: bytes, prices: PriceList, task: str | None = None) -> Record:
     """The record of a logged call; without a time in the log, of this moment.
 
     Raises SmallfirstError for what the gateway would have refused: a body or schema that cannot be, a broken answer.
@@ -184,6 +187,9 @@ def record_of(entry: Entry, secret: bytes, task: str | None = None) -> Record:
     request = WIRES[asked].parse(msgspec.json.encode(entry.request), origin)
     check_schemas(request)
     completion = _completion(answered, entry.response)
+    cost, usage = entry.cost_usd, completion.usage
+    if cost is None and usage.input_tokens:
+        cost = prices.cost(completion.model or request.model, None, usage)
     attempt = Attempt(
         stage=IMPORTED,
         backend=IMPORTED,
@@ -193,8 +199,8 @@ def record_of(entry: Entry, secret: bytes, task: str | None = None) -> Record:
         reason=IMPORTED,
         completion=completion,
         verdict=validate(completion, request),
-        cost_usd=entry.cost_usd,
-        cost_usd_local_free=entry.cost_usd,
+        cost_usd=cost,
+        cost_usd_local_free=cost,
         seconds=entry.seconds,
     )
     return Record(
