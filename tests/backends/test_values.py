@@ -53,8 +53,10 @@ def test_a_value_is_a_known_one_or_stands_in_the_prompt() -> None:
     assert grammar(one)
     assert all(allows(one, place=text) for text in ("Rome", "bird dog", "Graton", "Graton,"))
     assert not any(allows(one, place=text) for text in ("Paris", "Bird Dog", "ird dog", "bird dog in", "Grato"))
-    capitals = held(request, {"book": {"place": Values(("Rome",), 2, capitals=True)}}, TALK)
+    capitals = held(request, {"book": {"place": Values(("Rome",), 2, capitals="also")}}, TALK)
     assert allows(capitals, place="Bird Dog")
+    always = held(request, {"book": {"place": Values(("Rome",), 2, capitals="always")}}, TALK)
+    assert [allows(always, place=text) for text in ("Bird Dog", "bird dog", "Rome")] == [True, False, True]
     closed = held(request, {"book": {"place": Values(("Rome",))}}, TALK)
     assert allows(closed, place="Rome")
     assert not allows(closed, place="Graton")

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from smallfirst.backends.values import Values
+from smallfirst.backends.values import Capitals, Values
 from smallfirst.learn.packing import Example
 from smallfirst.learn.values import LEAST_CALLS, learn_values
 
@@ -26,10 +26,16 @@ def test_values_that_recur_are_a_closed_set() -> None:
 
 def test_values_of_one_episode_each_are_quoted_not_kept() -> None:
     """A name that only one episode has said is nobody else's to give; the longest passage tells how many words."""
-    told = [example(n, f"user: a table for Ann {n}, please", name=f"Ann {n}") for n in range(LEAST_CALLS)]
+    told = [example(n, f"user: a table for ann {n}, please", name=f"ann {n}") for n in range(LEAST_CALLS)]
     assert learn_values(told) == {"book": {"name": Values((), 2)}}
-    hurried = [example(n, f"user: a table for ann b{n}", name=f"Ann B{n}") for n in range(LEAST_CALLS)]
-    assert learn_values(hurried) == {"book": {"name": Values((), 2, capitals=True)}}
+
+
+@pytest.mark.parametrize(("plain", "capitals"), [(0, "always"), (LEAST_CALLS, "also")])
+def test_how_passages_are_written_is_learned(plain: int, capitals: Capitals) -> None:
+    """Names that always have capitals get them, whatever a hurried user types; where some have none, both are right."""
+    told = [example(n, f"user: for ann b{n}", name=f"Ann B{n}") for n in range(LEAST_CALLS)]
+    told += [example(n, f"user: for ann b{n}", name=f"ann b{n}") for n in range(LEAST_CALLS, LEAST_CALLS + plain)]
+    assert learn_values(told) == {"book": {"name": Values((), 2, capitals)}}
 
 
 def test_values_that_come_from_elsewhere_are_left_free() -> None:

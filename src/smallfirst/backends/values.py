@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 from msgspec.structs import replace
@@ -27,16 +27,19 @@ _WRITTEN = re.compile(r"\S+")
 _SAYS_NOTHING = frozenset({"type", "title", "description", "default", "examples", "deprecated", "$comment"})
 
 
+Capitals = Literal["never", "also", "always"]
+
+
 class Values(msgspec.Struct, frozen=True):
     """What an argument may be: one of `known`, or a passage of the prompt of at most `words` words (0: no passage).
 
-    A mark of punctuation is a word too, and so is each character where words are not set apart. With `capitals` a
-    passage may also be written as `capitalised` does.
+    A mark of punctuation is a word too, and so is each character where words are not set apart. `capitals` tells
+    whether a passage is written as it stands, or also or always as `capitalised` does.
     """
 
     known: tuple[str, ...] = ()
     words: int = 0
-    capitals: bool = False
+    capitals: Capitals = "never"
 
 
 class Passages:
@@ -107,7 +110,7 @@ def _held(schema: Json, values: Mapping[str, Values], passages: tuple[Passages, 
     for name, allowed in values.items():
         found = properties.get(name)
         plain = isinstance(found, Mapping) and found.get("type") == "string" and found.keys() <= _SAYS_NOTHING
-        sources = passages if allowed.capitals else passages[:1]
+        sources = passages[allowed.capitals == "always" : 1 + (allowed.capitals != "never")]
         if plain and sum(each.count(allowed.words) for each in sources) <= MOST_PASSAGES:
             quoted = (passage for each in sources for passage in each.up_to(allowed.words))
             made[name] = {"enum": list(dict.fromkeys([*allowed.known, *quoted]))}

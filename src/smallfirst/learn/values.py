@@ -13,7 +13,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from smallfirst.backends.values import Passages, Values, capitalised
+from smallfirst.backends.values import Capitals, Passages, Values, capitalised
 from smallfirst.learn.packing import Example
 
 LEAST_CALLS = 40
@@ -24,21 +24,25 @@ CLOSED = 0.995
 """Share of them that must recur, so that no others are allowed."""
 MOST_WORDS = 12
 """Of a passage."""
-LEAST_CAPITALS = 0.01
-"""Share of quoted values that only capitals make equal to a passage, so that these are allowed."""
+ALWAYS = 0.99
+"""Share of quoted values from which on a way of writing is the only one: with capitals, or as the prompt has it."""
 MOST_KNOWN = 1_000
 
 _RECURS = 2  # episodes beside a value's own, or at all, to be known: a value of one episode alone may be somebody's own
 
 
 class _Seen(Struct, frozen=True):
-    """A value of an argument; `words` is its length where it stands in its prompt, else 0, and `capitals` whether it
-    does so only when its words are written with capitals."""
+    """A value of an argument, and its length where it stands in its prompt (else 0): as it is, and when the words there
+    are written with capitals."""
 
     episode: str
     text: str
-    words: int
-    capitals: bool
+    as_it_is: int
+    capitalised: int
+
+    @property
+    def words(self) -> int:
+        return self.as_it_is or self.capitalised
 
 
 def learn_values(examples: Sequence[Example]) -> dict[str, dict[str, Values]]:
@@ -53,10 +57,8 @@ def learn_values(examples: Sequence[Example]) -> dict[str, dict[str, Values]]:
             continue
         passages, capitals = Passages(example.prompt), Passages(capitalised(example.prompt))
         for tool, name, text in _texts(example.completion):
-            as_it_is = passages.length(text)
-            words = as_it_is or capitals.length(text)
-            quoted = words if words <= MOST_WORDS else 0
-            seen[tool, name].append(_Seen(example.episode, text, quoted, capitals=quoted > 0 and not as_it_is))
+            lengths = (n if n <= MOST_WORDS else 0 for n in (passages.length(text), capitals.length(text)))
+            seen[tool, name].append(_Seen(example.episode, text, *lengths))
     found: dict[str, dict[str, Values]] = defaultdict(dict)
     for (tool, name), values in seen.items():
         if (allowed := _allowed(values)) is not None:
@@ -76,7 +78,9 @@ def _allowed(seen: Sequence[_Seen]) -> Values | None:
     if known >= CLOSED:
         return Values(tuple(sorted(recurring)))
     quoted = [each for each in seen if each.words > 0]
-    capitals = sum(each.capitals for each in quoted) >= LEAST_CAPITALS * len(quoted)
+    only = sum(each.capitalised > 0 for each in quoted) / len(quoted)
+    needed = sum(not each.as_it_is for each in quoted) / len(quoted)
+    capitals: Capitals = "always" if only >= ALWAYS else "never" if needed <= 1 - ALWAYS else "also"
     return Values(tuple(sorted(recurring)), max(each.words for each in quoted), capitals)
 
 
