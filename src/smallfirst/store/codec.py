@@ -318,8 +318,12 @@ def put_together(payload: Payload, contents: Mapping[bytes, Any]) -> tuple[Json,
     return body, tuple(contents[h] for h in payload.messages)
 
 
-def insert_records(connection: Connection, group: Sequence[RecordRows]) -> None:
-    """Write a group of records. Contents go in order of their hash, so that two writers never wait for each other."""
+def insert_records(connection: Connection, group: Sequence[RecordRows], *, repeated: bool = False) -> None:
+    """Write a group of records. Contents go in order of their hash, so that two writers never wait for each other.
+
+    With `repeated` records that are there already stay as they are; without it, which is quicker, one that is there
+    raises Rejected.
+    """
     contents: dict[bytes, Row] = {}
     for rows in group:
         for digest, row in rows.contents.items():
@@ -331,8 +335,9 @@ def insert_records(connection: Connection, group: Sequence[RecordRows]) -> None:
         [contents[digest] for digest in sorted(contents)],
         conflict="(hash) DO UPDATE SET last_hour = excluded.last_hour WHERE contents.last_hour < excluded.last_hour",
     )
-    rollups.insert_facts(connection, {rows.record[0]: rows.fact for rows in group})
-    insert(connection, f"records ({RECORD_COLUMNS})", [rows.record for rows in group], conflict="DO NOTHING")
+    rollups.insert_facts(connection, {rows.record[0]: rows.fact for rows in group}, repeated=repeated)
+    conflict = "DO NOTHING" if repeated else ""
+    insert(connection, f"records ({RECORD_COLUMNS})", [rows.record for rows in group], conflict=conflict)
     insert_attempts(connection, [row for rows in group for row in rows.attempts])
 
 

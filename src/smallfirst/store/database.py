@@ -85,10 +85,12 @@ def sqlite_path(url: str) -> Path | None:
     return Path(url.removeprefix(_SQLITE)) if url.startswith(_SQLITE) else None
 
 
-def insert(connection: Connection, into: str, rows: Sequence[Row], *, conflict: str) -> None:
-    """Insert `rows`. `into` is "table (columns)", `conflict` what follows ON CONFLICT."""
+def insert(connection: Connection, into: str, rows: Sequence[Row], *, conflict: str = "") -> None:
+    """Insert `rows`. `into` is "table (columns)", `conflict` what follows ON CONFLICT; without it, a conflict raises
+    Rejected."""
     if rows:
-        sql = f"INSERT INTO {into} VALUES ({marks(rows[0])}) ON CONFLICT {conflict}"  # noqa: S608
+        otherwise = f" ON CONFLICT {conflict}" if conflict else ""
+        sql = f"INSERT INTO {into} VALUES ({marks(rows[0])}){otherwise}"  # noqa: S608
         connection.execute_many(sql, rows)
 
 

@@ -68,11 +68,14 @@ class Span:
     task: str | None = None
 
 
-def insert_facts(connection: Connection, rows: Mapping[str, Row]) -> None:
-    """Add what records add, by their ids, those that are there already left out."""
-    unless = "WHERE NOT EXISTS (SELECT 1 FROM records WHERE id = ?)"
-    made = ((*row, record_id) for record_id, row in rows.items())
-    connection.execute_many(f"INSERT INTO facts ({_COLUMNS}) SELECT ?, ?, ?, ?, ? {unless}", made)
+def insert_facts(connection: Connection, rows: Mapping[str, Row], *, repeated: bool) -> None:
+    """Add what records add, by their ids; with `repeated` those that are there already are left out."""
+    if repeated:
+        unless = "WHERE NOT EXISTS (SELECT 1 FROM records WHERE id = ?)"
+        made = ((*row, record_id) for record_id, row in rows.items())
+        connection.execute_many(f"INSERT INTO facts ({_COLUMNS}) SELECT ?, ?, ?, ?, ? {unless}", made)
+    else:
+        insert(connection, f"facts ({_COLUMNS})", list(rows.values()))
 
 
 def insert_shadow(connection: Connection, place: Row, usd: float, attempt: Row) -> None:
