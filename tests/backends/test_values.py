@@ -93,6 +93,8 @@ def test_what_says_nothing_changes_nothing() -> None:
     assert held(request, {}, TALK) is request
     free = replace(request, constraint=None)
     assert held(free, {"book": {"place": Values(("Rome",))}}, TALK) is free
+    empty = held(request, {"book": {"place": Values((), 2)}}, "")
+    assert allows(empty, place="anything")
     long = held(request, {"book": {"place": Values(("Rome",), 8)}}, "word " * (1 + MOST_PASSAGES // 8))
     assert allows(long, place="anything")
 

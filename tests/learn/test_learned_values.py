@@ -19,9 +19,12 @@ def example(n: int, prompt: str, **arguments: object) -> Example:
 
 
 def test_values_that_recur_are_a_closed_set() -> None:
-    """What many episodes have given, and nothing else, may be given; the prompts need not say it."""
+    """What many episodes have given, and nothing else, may be given where prompts do not say it; where they do, a city
+    that is new may be quoted."""
     told = [example(n, "user: the usual", city=CITIES[n % 4]) for n in range(2 * LEAST_CALLS)]
     assert learn_values(told) == {"book": {"city": Values(tuple(sorted(CITIES)))}}
+    quoted = [example(n, f"user: {CITIES[n % 4]}", city=CITIES[n % 4]) for n in range(2 * LEAST_CALLS)]
+    assert learn_values(quoted) == {"book": {"city": Values(tuple(sorted(CITIES)), 1, "always")}}
 
 
 def test_values_of_one_episode_each_are_quoted_not_kept() -> None:
@@ -60,7 +63,7 @@ def test_a_value_does_not_vouch_for_itself() -> None:
 def test_answers_in_json_and_lists_of_calls_are_read(answer: str) -> None:
     """Members of an answer stand under the empty name, the calls of a list under their tools'."""
     told = [Example(str(n), f"e{n}", "user: Rome", answer) for n in range(LEAST_CALLS)]
-    assert learn_values(told) == {"book" if answer.startswith("[") else "": {"city": Values(("Rome",))}}
+    assert learn_values(told) == {"book" if answer.startswith("[") else "": {"city": Values(("Rome",), 1, "always")}}
 
 
 def test_other_prompts_and_texts_say_nothing() -> None:

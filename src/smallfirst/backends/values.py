@@ -113,5 +113,6 @@ def _held(schema: Json, values: Mapping[str, Values], passages: tuple[Passages, 
         sources = passages[allowed.capitals == "always" : 1 + (allowed.capitals != "never")]
         if plain and sum(each.count(allowed.words) for each in sources) <= MOST_PASSAGES:
             quoted = (passage for each in sources for passage in each.up_to(allowed.words))
-            made[name] = {"enum": list(dict.fromkeys([*allowed.known, *quoted]))}
+            if options := list(dict.fromkeys([*allowed.known, *quoted])):
+                made[name] = {"enum": options}
     return {**schema, "properties": made}

@@ -20,8 +20,8 @@ LEAST_CALLS = 40
 """With a value for an argument, before anything is said of it."""
 LEAST_COVERED = 0.95
 """Share of an argument's values that those allowed must have covered."""
-CLOSED = 0.995
-"""Share of them that must recur, so that no others are allowed."""
+LEAST_QUOTED = 0.05
+"""Share of them that must stand in their prompts, so that passages are allowed: what is new to all is mostly quoted."""
 MOST_WORDS = 12
 """Of a passage."""
 ALWAYS = 0.99
@@ -71,13 +71,12 @@ def _allowed(seen: Sequence[_Seen]) -> Values | None:
     episodes = Counter(text for text, _ in {(each.text, each.episode) for each in seen})
     recurring = [text for text, n in episodes.most_common(MOST_KNOWN) if n >= _RECURS]
     certain = {text for text in recurring if episodes[text] > _RECURS}  # known without the episode that is judged
-    known = sum(each.text in certain for each in seen) / len(seen)
     covered = sum(each.text in certain or each.words > 0 for each in seen) / len(seen)
     if len(seen) < LEAST_CALLS or covered < LEAST_COVERED:
         return None
-    if known >= CLOSED:
-        return Values(tuple(sorted(recurring)))
     quoted = [each for each in seen if each.words > 0]
+    if len(quoted) < LEAST_QUOTED * len(seen):
+        return Values(tuple(sorted(recurring)))
     only = sum(each.capitalised > 0 for each in quoted) / len(quoted)
     needed = sum(not each.as_it_is for each in quoted) / len(quoted)
     capitals: Capitals = "always" if only >= ALWAYS else "never" if needed <= 1 - ALWAYS else "also"

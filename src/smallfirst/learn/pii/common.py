@@ -69,7 +69,7 @@ class CommonValues:
                 if not known.shared:
                     known.episodes.add(episode)
                 _keep(known.answered, [text])
-                _keep(known.asked, [one for one in asked if value in one][-1:])
+                _keep(known.asked, (one for one in reversed(asked) if value in one))
 
     def found(self) -> Mapping[str, frozenset[Tokens]]:
         """The common values of each tenant, in tokens."""
@@ -98,7 +98,10 @@ class CommonValues:
 
 
 def _keep(texts: list[str], more: Iterable[str]) -> None:
-    texts += [text for text in more if len(texts) < _LOOKED_AT and len(text) <= _MOST_CHARACTERS]
+    """Keeps the first of `more`, as long as there are few and it is not too long."""
+    text = next(iter(more), None) if len(texts) < _LOOKED_AT else None
+    if text is not None and len(text) <= _MOST_CHARACTERS:
+        texts.append(text)
 
 
 def _members(text: str) -> Iterator[tuple[str, str]]:

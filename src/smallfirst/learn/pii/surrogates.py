@@ -37,8 +37,8 @@ pl square sq terrace way highway hwy parkway pkwy circle crescent close row walk
 unit floor flat room building bldg block house box po p o north south east west northern southern
 eastern western upper lower new old restaurant restaurants bar cafe café bistro brasserie grill kitchen diner
 pizza pizzeria sushi cuisine food ristorante trattoria steakhouse bakery coffee tea wine beer lounge pub inn
-motel hostel resort spa salon barber shop store market mall theater theatre cinema stadium arena park garden
-gardens straße strasse str weg platz allee gasse ring rue chemin avenida
+motel hostel resort salon shop store market mall theater theatre cinema stadium arena
+straße strasse str weg platz allee gasse ring rue chemin avenida
 calle plaza paseo via viale piazza corso rua travessa straat laan gade vej gatan gata ulica ul city town
 county state province district region republic island islands lake river mount port fort""".split()
 )
