@@ -298,6 +298,16 @@ async def test_an_engine_that_stays_dead_fails_at_once(tmp_path: Path) -> None:
     await dying.close()
 
 
+async def test_an_adapter_does_not_read_with_anothers_eyes(backend: LlamaCppBackend) -> None:
+    """A prompt that one adapter has read is read anew by the base, also after others came between."""
+    texts = [f"{what} came home late in the evening and sat down " * 8 for what in ("Ships", "Cats", "Judges", "Rain")]
+    for text in texts:
+        await answer(backend, ask(text, adapter="noise"))
+    for text in texts:
+        usage = usage_of(await answer(backend, ask(text)))
+        assert usage.cached_input_tokens < usage.input_tokens / 2
+
+
 async def test_an_adapter_gives_values_that_it_may(backend: LlamaCppBackend) -> None:
     """A text is one that its manifest knows, or a passage of what it reads, however the answer is sampled."""
     place = {"type": "object", "properties": {"place": {"type": "string"}}, "required": ["place"]}

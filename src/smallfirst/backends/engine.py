@@ -167,7 +167,8 @@ def serve(settings: EngineSettings) -> Any:
     params.cpuparams_batch.n_threads = settings.batch_threads
     params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(path, 0.0) for path in settings.adapters]
     params.fit_params = False
-    params.cache_ram_mib = _PROMPT_CACHE_MIB
+    # llama.cpp takes a prompt back from memory whichever adapter has read it.
+    params.cache_ram_mib = 0 if settings.adapters else _PROMPT_CACHE_MIB
     params.api_keys = [settings.api_key]
     params.port = 0
     params.ui = False
