@@ -63,7 +63,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
 
     def held(self, request: Request) -> Request:
         """`request` with its constraint held to the values that its prompt allows."""
-        prompt = self.prompt.pruned(request)
+        prompt = self.prompt.pruned(request) if self.values else None
         return request if prompt is None else held(request, self.values, prompt)
 
 

@@ -9,7 +9,7 @@ it. An answer that the model meant otherwise shows in the log-probabilities, whi
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import msgspec
@@ -25,7 +25,6 @@ _WIDE = "\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"  # written without spaces: a c
 _WORD = re.compile(rf"[{_WIDE}]|(?:(?![{_WIDE}])\w)+|[^\w\s]")
 _WRITTEN = re.compile(r"\S+")
 _SAYS_NOTHING = frozenset({"type", "title", "description", "default", "examples", "deprecated", "$comment"})
-
 
 Capitals = Literal["never", "also", "always"]
 
@@ -66,15 +65,17 @@ class Passages:
 
     def length(self, passage: str) -> int:
         """The words of `passage`, if it is one; else 0."""
-        return next((1 + last - first for first, last in self._found(passage)), 0)
-
-    def _found(self, passage: str) -> Iterator[tuple[int, int]]:
         at = self.text.find(passage) if passage else -1
         while at >= 0:
             first, last = self._starts.get(at), self._ends.get(at + len(passage))
             if first is not None and last is not None:
-                yield first, last
+                return 1 + last - first
             at = self.text.find(passage, at + 1)
+        return 0
+
+
+_Sources = Mapping[Capitals, tuple[Passages, ...]]
+"""What a value may be quoted from, by how it is written."""
 
 
 def held(request: Request, values: Mapping[str, Mapping[str, Values]], prompt: str) -> Request:
@@ -85,7 +86,8 @@ def held(request: Request, values: Mapping[str, Mapping[str, Values]], prompt: s
     """
     if request.constraint is None or not values:
         return request
-    passages = Passages(prompt), Passages(capitalised(prompt))
+    as_it_is, capitals = Passages(prompt), Passages(capitalised(prompt))
+    passages: _Sources = {"never": (as_it_is,), "also": (as_it_is, capitals), "always": (capitals,)}
     tools = tuple(
         replace(tool, parameters=_held(tool.parameters, values[tool.name], passages)) if tool.name in values else tool
         for tool in request.tools
@@ -102,7 +104,7 @@ def capitalised(text: str) -> str:
     return _WRITTEN.sub(lambda word: word[0][:1].upper() + word[0][1:].lower(), text)
 
 
-def _held(schema: Json, values: Mapping[str, Values], passages: tuple[Passages, Passages]) -> Json:
+def _held(schema: Json, values: Mapping[str, Values], passages: _Sources) -> Json:
     properties = schema.get("properties")
     if not isinstance(properties, Mapping):
         return schema
@@ -110,7 +112,7 @@ def _held(schema: Json, values: Mapping[str, Values], passages: tuple[Passages, 
     for name, allowed in values.items():
         found = properties.get(name)
         plain = isinstance(found, Mapping) and found.get("type") == "string" and found.keys() <= _SAYS_NOTHING
-        sources = passages[allowed.capitals == "always" : 1 + (allowed.capitals != "never")]
+        sources = passages[allowed.capitals]
         if plain and sum(each.count(allowed.words) for each in sources) <= MOST_PASSAGES:
             quoted = (passage for each in sources for passage in each.up_to(allowed.words))
             if options := list(dict.fromkeys([*allowed.known, *quoted])):

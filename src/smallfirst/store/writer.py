@@ -123,31 +123,34 @@ class Writer:
         else:
             self._idle.set()
 
-    def _commit(self, group: Sequence[_Job], wait: bool = True, repeated: bool = False) -> list[object]:
+    def _commit(self, group: Sequence[_Job], wait: bool = True) -> list[object]:
         """The outcome of each job: its result, or the error that kept it from being durable. A record that is refused
-        is written once more as one that may be there already (`repeated`), because it was written before.
+        is written once more as one that may be there already, because it was written before.
 
         Without `wait`, raises Locked when another process holds the lock.
         """
         try:
-            return self._transact(group, wait, repeated)
+            return self._transact(group, wait)
         except Rejected as error:
             if len(group) > 1:
                 return [outcome for job in group for outcome in self._commit([job])]
-            again = isinstance(group[0].work, RecordRows) and not repeated
-            return self._commit(group, repeated=True) if again else [error]
+            [job] = group
+            if not isinstance(job.work, RecordRows):
+                return [error]
+            again = partial(insert_records, group=[job.work], repeated=True)
+            return self._commit([_Job(again, job.order, job.done)])
         except StoreError as error:
             if isinstance(error, Locked) and not wait:
                 raise
             return [error] * len(group)
 
-    def _transact(self, group: Sequence[_Job], wait: bool, repeated: bool) -> list[object]:
+    def _transact(self, group: Sequence[_Job], wait: bool) -> list[object]:
         """Run `group` in one transaction; once more when a connection that had been open turns out dead."""
         fresh = self._connection is None
         connection = self._connected()
         try:
             with connection.transaction(wait=wait):
-                outcomes = _run(connection, group, repeated)
+                outcomes = _run(connection, group)
                 self._fold(connection, len(group))
                 return outcomes
         except ConnectionLost:
@@ -155,7 +158,7 @@ class Writer:
             connection.close()
             if fresh:
                 raise
-        return self._transact(group, wait, repeated)
+        return self._transact(group, wait)
 
     def _fold(self, connection: Connection, changes: int) -> None:
         self._unfolded += changes
@@ -180,11 +183,11 @@ class Writer:
         return self._connection
 
 
-def _run(connection: Connection, group: Sequence[_Job], repeated: bool) -> list[object]:
+def _run(connection: Connection, group: Sequence[_Job]) -> list[object]:
     """Records first, in few statements; then the other work by its order."""
     records = [job.work for job in group if isinstance(job.work, RecordRows)]
     if records:
-        insert_records(connection, records, repeated=repeated)
+        insert_records(connection, records)
     outcomes: list[object] = [None] * len(group)
     others = [(job.order, n, job.work) for n, job in enumerate(group) if not isinstance(job.work, RecordRows)]
     for _, n, work in sorted(others, key=lambda other: other[:2]):
