@@ -172,7 +172,10 @@ async def test_every_page_is_drawn_and_accessible(
         picture = await shown.page.screenshot(path=screenshots / f"{full}.png", full_page=True, clip=clip)
         check_picture(picture, full, width)
         shown.quiet()
-        assert await shown.page.evaluate("document.documentElement.scrollWidth") <= width
+        for text_px in (16, 20):  # larger text stands for longer values as well: times, names, other fonts
+            await shown.page.evaluate("size => { document.documentElement.style.fontSize = `${size}px` }", text_px)
+            assert await shown.page.evaluate("document.documentElement.scrollWidth") <= width
+        await shown.page.evaluate("document.documentElement.style.fontSize = ''")
         assert look == "phone" or await violations(shown.page) == []
         drawn = await shown.page.evaluate("[...document.querySelectorAll('.chart')].map(chart => chart.dataset.drawn)")
         assert set(drawn) <= {"yes"}
