@@ -335,7 +335,11 @@ def insert_records(connection: Connection, group: Sequence[RecordRows], *, repea
         [contents[digest] for digest in sorted(contents)],
         conflict="(hash) DO UPDATE SET last_hour = excluded.last_hour WHERE contents.last_hour < excluded.last_hour",
     )
-    rollups.insert_facts(connection, {rows.record[0]: rows.fact for rows in group}, repeated=repeated)
+    if repeated:
+        for rows in group:
+            rollups.insert_fact_once(connection, rows.record[0], rows.fact)
+    else:
+        rollups.insert_facts(connection, [rows.fact for rows in group])
     conflict = "DO NOTHING" if repeated else ""
     insert(connection, f"records ({RECORD_COLUMNS})", [rows.record for rows in group], conflict=conflict)
     insert_attempts(connection, [row for rows in group for row in rows.attempts])

@@ -1,14 +1,15 @@
 """What a record adds to the sums (`rollups`): a few numbers when it is written, their measures when many are added up.
 
-A fact is a row: hour, task, key, bucket of the call's time, and the numbers `FIELDS` packed. Making one is in the path
-of every call, so it only notes; squares and products are left to `measured`, which does them for hundreds at once.
+A fact is a row: hour, task, key, and the numbers `FIELDS` packed, of one call after another where one transaction
+brought several. Making one is in the path of every call, so it only notes; squares and products are left to `measured`,
+which does them for hundreds at once.
 What is counted is what `rows.RecordSummary` says of a call.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from operator import itemgetter
 from struct import Struct
 
@@ -29,11 +30,12 @@ So the geometric middle of a bucket is at most 9.1 % off any duration in it."""
 FIELDS = (
     *("sign", "way", "answered", "valid_first", "executable", "escalated", "failed", "priced"),
     *("usd", "usd_local_free", "afterwards_usd", "tokens_in", "tokens_out"),
-    *("pair", "w", "c", "r", "l", "t", "small", "audit", "labelled", "right"),
+    *("pair", "w", "c", "r", "l", "t", "small", "audit", "labelled", "right", "bucket"),
 )
 """`sign` is -1 in what takes a fact back; `way` the place of the call's way in `MEASURES`, 0 for what is no call.
 `pair` and `audit` tell whether there are any: w is the pair's weight, c and l are the costs of the call and of the
-large model, r is 1 where both answers are the same, t the large model's tokens. Flags are 0 or 1."""
+large model, r is 1 where both answers are the same, t the large model's tokens; `bucket` counts the call's time (see
+`bounds`). Flags are 0 or 1."""
 
 PAIR = ("wc", "wr", "wl", "w")
 PRODUCTS = tuple((a, b) for n, a in enumerate(PAIR) for b in PAIR[n:])
@@ -70,6 +72,8 @@ _AT = {name: n for n, name in enumerate(MEASURES)}
 _END = {"accept": "accepted", "escalate": "escalated"}
 _NO_PAIR = (0.0,) * 8
 _PACKED = Struct(f"{len(FIELDS)}d")
+SIZE = _PACKED.size
+"""The bytes of one call's numbers."""
 
 
 def picker(columns: str, among: str) -> Callable[[Row], Row]:
@@ -107,21 +111,30 @@ def fact(record: Row, attempts: Sequence[Row], correct: float | None = None) -> 
         *(afterwards, tokens_in, tokens_out),
         *_pair(attempts, answer, cached, small, usd),
         *((0.0, 0.0) if correct is None else (1.0, correct)),
+        bucket_of(seconds),
     )
-    return (int(created_at // HOUR_S), task, key, bucket_of(seconds), _PACKED.pack(*numbers))
+    return (int(created_at // HOUR_S), task, key, _PACKED.pack(*numbers))
 
 
 def shadow(created_at: float, task: str, key: str, usd: float) -> Row:
     """What a shadow of a record adds."""
     numbers = [0.0] * len(FIELDS)
     numbers[0], numbers[FIELDS.index("afterwards_usd")] = 1.0, usd
-    return (int(created_at // HOUR_S), task, key, 0, _PACKED.pack(*numbers))
+    return (int(created_at // HOUR_S), task, key, _PACKED.pack(*numbers))
 
 
 def taken_back(row: Row) -> Row:
-    """What undoes a fact."""
-    sign, *numbers = _PACKED.unpack(row[4])
-    return (*row[:4], _PACKED.pack(-sign, *numbers))
+    """What undoes the fact of one call."""
+    sign, *numbers = _PACKED.unpack(row[3])
+    return (*row[:3], _PACKED.pack(-sign, *numbers))
+
+
+def together(rows: Iterable[Row]) -> list[Row]:
+    """The same facts in as few rows as hold them."""
+    cells: dict[Row, list[bytes]] = {}
+    for *cell, numbers in rows:
+        cells.setdefault(tuple(cell), []).append(numbers)
+    return [(*cell, b"".join(packed)) for cell, packed in cells.items()]
 
 
 def bucket_of(seconds: float) -> int:
@@ -134,9 +147,9 @@ def bounds(bucket: int) -> tuple[float, float]:
     return (FASTEST_S * STEP ** (bucket - 1) if bucket else 0.0), FASTEST_S * STEP**bucket
 
 
-def measured(packed: Sequence[bytes]) -> Floats:
-    """The measures of facts, shape (facts, measures)."""
-    numbers = np.frombuffer(b"".join(packed)).reshape(-1, len(FIELDS))
+def measured(packed: bytes) -> tuple[Floats, NDArray[np.int64]]:
+    """The measures of facts, shape (facts, measures), and their buckets."""
+    numbers = np.frombuffer(packed).reshape(-1, len(FIELDS))
     f = dict(zip(FIELDS, numbers.T, strict=True))
     found = np.zeros((len(MEASURES), len(numbers)))
     way, every = f["way"].astype(int), np.arange(len(numbers))
@@ -146,7 +159,7 @@ def measured(packed: Sequence[bytes]) -> Floats:
     weight = np.where(f["audit"] > 0, f["w"], 0.0)
     found[_AT["audits"] : _AT["labelled"]] = (f["audit"], weight, weight**2, weight * (1 - f["r"]))
     found[_AT["labelled"] :] = f["labelled"] * _of_labels(f)
-    return (found * f["sign"]).T
+    return (found * f["sign"]).T, f["bucket"].astype(np.int64)
 
 
 def _of_pairs(f: dict[str, Floats]) -> Floats:

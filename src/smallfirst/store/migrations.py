@@ -219,6 +219,7 @@ MIGRATIONS: tuple[tuple[str | Callable[[Connection], None], ...], ...] = (
         "CREATE INDEX records_by_time ON records (created_at, id, decision, reason, served_model, key_id, status)",
         rollups.rebuild,
     ),
+    (rollups.put_buckets_in_numbers,),
 )
 
 

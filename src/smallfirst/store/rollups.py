@@ -11,20 +11,20 @@ payload.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from smallfirst.store.database import Connection, Row, insert, marks
-from smallfirst.store.facts import ATTEMPT, MEASURES, RECORD, Floats, fact, measured, shadow, taken_back
+from smallfirst.store.facts import ATTEMPT, MEASURES, RECORD, SIZE, Floats, fact, measured, shadow, taken_back, together
 
 FOLD_AT = 1024
 """Changes after which a process folds the facts that wait."""
 
 _KEY = "hour, task, key_id"
-_COLUMNS = f"{_KEY}, bucket, numbers"
+_COLUMNS = f"{_KEY}, numbers"
 _PAGE = 5000
 _DAY = 24
 _TABLES = (("", 1), ("day_", _DAY))
@@ -68,14 +68,23 @@ class Span:
     task: str | None = None
 
 
-def insert_facts(connection: Connection, rows: Mapping[str, Row], *, repeated: bool) -> None:
-    """Add what records add, by their ids; with `repeated` those that are there already are left out."""
-    if repeated:
-        unless = "WHERE NOT EXISTS (SELECT 1 FROM records WHERE id = ?)"
-        made = ((*row, record_id) for record_id, row in rows.items())
-        connection.execute_many(f"INSERT INTO facts ({_COLUMNS}) SELECT ?, ?, ?, ?, ? {unless}", made)
-    else:
-        insert(connection, f"facts ({_COLUMNS})", list(rows.values()))
+def put_buckets_in_numbers(connection: Connection) -> None:
+    """Schema 10: rows of facts hold any number of calls, so each call's bucket is one of its numbers."""
+    rows = connection.query(f"SELECT {_KEY}, numbers, bucket FROM facts")  # noqa: S608
+    connection.execute("DROP TABLE facts")
+    connection.execute(f"CREATE TABLE facts ({_CELL}, numbers BYTEA NOT NULL)")
+    insert_facts(connection, [(*cell, numbers + np.float64(bucket).tobytes()) for *cell, numbers, bucket in rows])
+
+
+def insert_facts(connection: Connection, rows: Iterable[Row]) -> None:
+    """Add what new records add."""
+    insert(connection, f"facts ({_COLUMNS})", together(rows))
+
+
+def insert_fact_once(connection: Connection, record_id: str, row: Row) -> None:
+    """Add what a record adds, unless it is there already."""
+    unless = "WHERE NOT EXISTS (SELECT 1 FROM records WHERE id = ?)"
+    connection.execute(f"INSERT INTO facts ({_COLUMNS}) SELECT ?, ?, ?, ? {unless}", (*row, record_id))
 
 
 def insert_shadow(connection: Connection, place: Row, usd: float, attempt: Row) -> None:
@@ -83,7 +92,7 @@ def insert_shadow(connection: Connection, place: Row, usd: float, attempt: Row) 
     task and key."""
     created_at, task, key = place
     unless = "WHERE NOT EXISTS (SELECT 1 FROM attempts WHERE record_id = ? AND n = ?)"
-    sql = f"INSERT INTO facts ({_COLUMNS}) SELECT ?, ?, ?, ?, ? {unless}"
+    sql = f"INSERT INTO facts ({_COLUMNS}) SELECT ?, ?, ?, ? {unless}"
     connection.execute(sql, (*shadow(created_at, task, key, usd), *attempt))
 
 
@@ -96,7 +105,7 @@ def followed(connection: Connection, record_ids: Sequence[str]) -> Iterator[None
     changed = [record_id for record_id, row in before.items() if after.get(record_id) != row]
     rows = [taken_back(before[record_id]) for record_id in changed]
     rows += [after[record_id] for record_id in changed if record_id in after]
-    insert(connection, f"facts ({_COLUMNS})", rows, conflict="DO NOTHING")
+    insert(connection, f"facts ({_COLUMNS})", together(rows))
 
 
 def rebuild(connection: Connection) -> None:
@@ -137,7 +146,7 @@ def sums(connection: Connection, span: Span, width: int) -> list[Sums]:
         sql = f"SELECT (hour - ?) / ?, task, {columns} FROM {table}rollups {where} GROUP BY 1, 2"  # noqa: S608
         for bin_, task, *summed in connection.query(sql, (begin, width, *params)):
             cells[bin_, task] = cells.get((bin_, task), 0.0) + np.array(summed, dtype=float)
-    for (hour, task, _, _), found in _summed(_waiting(connection, span)).items():
+    for (hour, task, _), found in _summed(_waiting(connection, span))[0].items():
         place = ((hour - begin) // width, task)
         cells[place] = cells.get(place, 0.0) + found
     return [
@@ -153,8 +162,8 @@ def durations(connection: Connection, span: Span) -> dict[int, int]:
     for table, where, params in _parts(span):
         sql = f"SELECT bucket, sum(calls) FROM {table}rollup_seconds {where} GROUP BY bucket"  # noqa: S608
         found.update({int(bucket): int(calls) for bucket, calls in connection.query(sql, params)})
-    for (_, _, _, bucket), measures in _summed(_waiting(connection, span)).items():
-        found[bucket] += int(measures[0])
+    for (*_, bucket), calls in _summed(_waiting(connection, span))[1].items():
+        found[bucket] += calls
     return {bucket: calls for bucket, calls in sorted(found.items()) if calls > 0}
 
 
@@ -165,7 +174,7 @@ def by_key(connection: Connection, span: Span) -> dict[str, float]:
         sql = f"SELECT key_id, sum(calls) FROM {table}rollups {where} GROUP BY 1"  # noqa: S608
         for key, calls in connection.query(sql, params):
             found[key] += calls
-    for (_, _, key, _), measures in _summed(_waiting(connection, span)).items():
+    for (*_, key), measures in _summed(_waiting(connection, span))[0].items():
         found[key] += measures[0]
     return dict(found)
 
@@ -216,23 +225,19 @@ def _facts(connection: Connection, record_ids: Sequence[str], *, lock: str = "")
 
 def _add(connection: Connection, rows: Iterable[Row]) -> None:
     """Add rows of facts to the sums, cells in one order so that two processes never wait for each other."""
-    summed = sorted(_summed(rows).items())
+    measures, times = _summed(rows)
     for table, width in _TABLES:
         cells: dict[Row, Floats] = {}
-        times = Counter[Row]()
-        for (hour, task, key, bucket), found in summed:
-            cell = (hour - hour % width, task, key)
-            cells[cell] = cells.get(cell, 0.0) + found
-            times[*cell, bucket] += int(found[0])
-        _upsert(
-            connection,
-            f"{table}rollups",
-            _KEY,
-            MEASURES,
-            [(*cell, *m.tolist()) for cell, m in sorted(cells.items())],
-        )
-        counts = [(*cell, calls) for cell, calls in sorted(times.items()) if calls]
-        _upsert(connection, f"{table}rollup_seconds", f"{_KEY}, bucket", ("calls",), counts)
+        counts = Counter[Row]()
+        for (hour, *cell), found in measures.items():
+            place = (hour - hour % width, *cell)
+            cells[place] = cells.get(place, 0.0) + found
+        for (hour, *cell), calls in times.items():
+            counts[hour - hour % width, *cell] += calls
+        summed = [(*cell, *found.tolist()) for cell, found in sorted(cells.items())]
+        _upsert(connection, f"{table}rollups", _KEY, MEASURES, summed)
+        counted = [(*cell, calls) for cell, calls in sorted(counts.items()) if calls]
+        _upsert(connection, f"{table}rollup_seconds", f"{_KEY}, bucket", ("calls",), counted)
 
 
 def _upsert(connection: Connection, table: str, key: str, sums: Sequence[str], rows: Sequence[Row]) -> None:
@@ -241,13 +246,19 @@ def _upsert(connection: Connection, table: str, key: str, sums: Sequence[str], r
     insert(connection, f"{table} ({key}, {', '.join(sums)})", rows, conflict=f"({key}) DO UPDATE SET {added}")
 
 
-def _summed(rows: Iterable[Row]) -> dict[Row, Floats]:
-    """The measures of rows of facts, added up by hour, task, key and bucket."""
-    packed: dict[Row, list[bytes]] = defaultdict(list)
-    for hour, task, key, bucket, numbers in rows:
-        packed[hour, task, key, bucket].append(numbers)
-    if not packed:
-        return {}
-    measures = measured([one for several in packed.values() for one in several])
-    starts = np.cumsum([0, *map(len, packed.values())])[:-1]
-    return dict(zip(packed, np.add.reduceat(measures, starts), strict=True))
+def _summed(rows: Iterable[Row]) -> tuple[dict[Row, Floats], dict[Row, int]]:
+    """What rows of facts come to: measures by hour, task and key, and calls by these and the bucket."""
+    cells = together(rows)
+    if not cells:
+        return {}, {}
+    measures, buckets = measured(b"".join(numbers for *_, numbers in cells))
+    sizes = [len(numbers) // SIZE for *_, numbers in cells]
+    sums = np.add.reduceat(measures, np.cumsum([0, *sizes[:-1]]))
+    pairs, which = np.unique(
+        np.column_stack([np.repeat(np.arange(len(cells)), sizes), buckets]), axis=0, return_inverse=True
+    )
+    calls = np.bincount(which.ravel(), weights=measures[:, 0])
+    return (
+        {tuple(cell): found for (*cell, _), found in zip(cells, sums, strict=True)},
+        {(*cells[n][:3], bucket): int(count) for (n, bucket), count in zip(pairs.tolist(), calls, strict=True)},
+    )
