@@ -48,8 +48,8 @@ class StagePricing:
         self._machine = dict[str, Price]()
         self._fixed = dict[str, Price]()
         self._list = PriceList()
-        pairs = {name: m.predictor for name, m in config.models.items() if m.predictor}
-        self._pairs = {name: (predictor, config.models[predictor].model) for name, predictor in pairs.items()}
+        self._models = config.models
+        self._pairs = dict[str, tuple[str, str]]()  # compressor: predictor and the model that it is asked for
         self._compressing = Price(machine_usd_per_hour=config.machine_usd_per_hour)
         for name, model in config.models.items():
             self.add(name, model)
@@ -59,6 +59,8 @@ class StagePricing:
         usd = self._default_usd_per_hour if model.machine_usd_per_hour is None else model.machine_usd_per_hour
         if model.backend == "llamacpp" or model.machine_usd_per_hour is not None:
             self._machine[name] = Price(machine_usd_per_hour=usd)
+        if model.predictor:
+            self._pairs[name] = (model.predictor, self._models[model.predictor].model)
         if model.price:
             self._fixed[name] = Price(**msgspec.structs.asdict(model.price))
 
@@ -122,13 +124,14 @@ class Versions:
     """Brings released versions into service, and out of it, while calls go on.
 
     Embedded ones share the engine of the configured model with the same weights, or else one of their own; so an
-    adapter is loaded beside those that answer. Each comes as a `Candidate` whose stage has the version's id.
+    adapter is loaded beside those that answer. Compressors stand before a configured model. Each comes as a `Candidate`
+    whose stage has the version's id.
     """
 
     def __init__(
         self, config: Config, env: Mapping[str, str], candidates: Mapping[str, Candidate], pricing: StagePricing
     ) -> None:
-        self._config, self._env, self._pricing = config, env, pricing
+        self._config, self._env, self._candidates, self._pricing = config, env, candidates, pricing
         self._engines = dict[Path, tuple[ModelConfig, LlamaCppBackend]]()
         for name, candidate in candidates.items():
             if isinstance(backend := candidate.stage.backend, LlamaCppBackend):
@@ -142,7 +145,7 @@ class Versions:
         """The candidate that asks `version`, ready to answer.
 
         Raises ModelFileError when files are missing, are not what was registered, or cannot be served, ConfigError for
-        a key that is not there. What is in service goes on in any case.
+        a key or a model that is not there. What is in service goes on in any case.
         """
         async with self._lock:
             if version.id not in self._loaded:
@@ -167,6 +170,8 @@ class Versions:
 
     async def _load(self, version: Version) -> Candidate:
         model = msgspec.convert(version.model, ModelConfig)
+        if model.backend == "compressor":
+            return await self._paired(version, model)
         if model.backend != "llamacpp":
             backend = build_backend(version.id, model, self._env)
             await backend.start()
@@ -180,6 +185,14 @@ class Versions:
         self._pricing.add(version.id, model)
         adapter = version.id if version.adapter else None
         return Candidate(Stage(version.id, engine, version.id, small=True, adapter=adapter, timeout_s=model.timeout_s))
+
+    async def _paired(self, version: Version, model: ModelConfig) -> Candidate:
+        if missing := [name for name in model.asks if name not in self._candidates]:
+            hint = f"Configured are: {', '.join(self._candidates)}. Add the table, or roll the version back."
+            raise ConfigError(f"{version.id} asks the models {missing!r}, which are not configured here.", hint=hint)
+        await asyncio.to_thread(_check_files, version)
+        self._pricing.add(version.id, model)
+        return _pair(version.id, replace(model, guard=version.adapter), self._candidates, self._pricing)
 
     async def _engine(self, version: Version, model: ModelConfig) -> tuple[ModelConfig, LlamaCppBackend]:
         weights = _weights(version)
@@ -197,7 +210,9 @@ def _weights(version: Version) -> Path:
 
 def _check_files(version: Version) -> None:
     """Raises ModelFileError where a version's files are not those that were registered."""
-    files = {_weights(version): version.base_sha256}
+    files = dict[Path, str]()
+    if version.base_sha256:
+        files[_weights(version)] = version.base_sha256
     if version.adapter:
         files[Path(version.adapter)] = version.adapter_sha256
     for path, sha256 in files.items():

@@ -109,6 +109,11 @@ class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
         """Whether its answers are checked and escalated, or final."""
         return self.backend in {"llamacpp", "compressor"} if self.small is None else self.small
 
+    @property
+    def asks(self) -> tuple[str, ...]:
+        """The other models that it asks: a compressor's predictor, and its model for notes."""
+        return tuple(filter(None, (self.predictor, self.compressor)))
+
 
 class ValidatorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A task's own check; see `validators.TASK_VALIDATORS` for kinds and what they take."""

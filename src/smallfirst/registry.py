@@ -27,7 +27,8 @@ _ON_TRIAL = frozenset({"shadow", "canary"})
 class Version:
     """A small model that can answer a task's calls. Its id names its stage, on records and calibrations.
 
-    `model` is what a `[models.NAME]` table says of it, without adapters; `adapter` the LoRA file on it, "" for none.
+    `model` is what a `[models.NAME]` table says of it, without adapters; `adapter` the file that was learned for it, ""
+    for none: a LoRA on the weights, or a compressor's guard.
     The sums are sha256, "" where there is no such file. `prompt` is how it is asked (`specialist.PromptTemplate`);
     `recipe` and `parents` (sha256, the material first) tell how it was made; `evaluation` how it did, if that is known.
     """
@@ -46,8 +47,8 @@ class Version:
 
     @property
     def base(self) -> str:
-        """The weights' name or path, or the name asked of a server."""
-        return str(self.model.get("weights") or self.model.get("model") or "")
+        """The weights' name or path, the name asked of a server, or the model that a compressor stands before."""
+        return str(next(filter(None, map(self.model.get, ("weights", "model", "predictor"))), ""))
 
 
 def version_id(task: str, model: Json, base_sha256: str, adapter_sha256: str, asked: Json) -> str:

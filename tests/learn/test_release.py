@@ -96,7 +96,7 @@ async def test_a_version_may_be_registered_by_several_at_once(store: Store, adap
 
 async def test_what_is_not_an_adapter_of_the_base_is_refused(store: Store, adapter: Path, base: Path) -> None:
     """Missing, without a manifest, changed since its export, or of another base: nothing is kept."""
-    with pytest.raises(ModelFileError, match="There is no adapter"):
+    with pytest.raises(ModelFileError, match="There is no file"):
         await stage.register(store, "t", adapter.with_name("no.gguf"), str(base))
     with pytest.raises(ModelFileError, match="No weights"):
         await stage.register(store, "t", adapter, str(base.with_name("no.gguf")))
@@ -266,6 +266,15 @@ async def test_a_base_that_nothing_else_uses_has_an_engine_of_its_own(store: Sto
         assert engine.engine.pid is None
 
 
+TABLES = """
+[models.large]
+backend = "fake"
+[models.short]
+backend = "compressor"
+predictor = "large"
+"""
+
+
 async def name_task(url: str) -> None:
     store = await open_store(url)
     await store.replace_tasks([TaskRow("t-1", "trips", False, {"cells": []}, 1.0)])
@@ -275,7 +284,8 @@ async def name_task(url: str) -> None:
 def test_the_commands_release_show_and_take_back(tmp_path: Path, adapter: Path, base: Path) -> None:
     """From an adapter to live and back, by a task's name, as JSON and for people; wrong words are errors."""
     asyncio.run(name_task(f"sqlite:///{tmp_path}/calls.db"))
-    where = ["--store", f"{tmp_path}/calls.db"]
+    where = ["--store", f"{tmp_path}/calls.db", "--config", f"{tmp_path}/smallfirst.toml"]
+    (tmp_path / "smallfirst.toml").write_text(TABLES)
 
     def run(*args: str) -> Any:
         done = CliRunner().invoke(app, [*args, *where, "--json"])
@@ -295,12 +305,17 @@ def test_the_commands_release_show_and_take_back(tmp_path: Path, adapter: Path, 
     shown = run("releases", "trips")
     assert [move["step"] for move in shown["moves"]] == ["shadow", "canary", "live", "rolled_back"]
     assert (shown["moves"][-1]["reason"], shown["versions"][0]["id"]) == ("wrong totals", version)
+    assert run("release", "trips", "--to", "live", "--model", "short")["aliases"]["live"].startswith("t-1@")
+    assert run("releases", "trips")["versions"][1]["model"] == {"backend": "compressor", "predictor": "large"}
     told = CliRunner().invoke(app, ["releases", "trips", *where], env={"COLUMNS": "200"})
     assert "wrong totals" in told.stdout
     for args, error in (
         (["--version", "t-1@no"], NotFoundError),
         (["--audited", "2"], ConfigError),
         (["--adapter", "a", "--version", "b"], ConfigError),
+        (["--adapter", "a", "--model", "b"], ConfigError),
+        (["--model", "nobody"], NotFoundError),
+        (["--model", "large"], ConfigError),
     ):
         failed = CliRunner().invoke(app, ["release", "trips", "--to", "live", *args, *where])
         assert isinstance(failed.exception, error)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 from recording import Loopback
-from running import Start, cascade, question
+from running import Start, cascade, question, until
 
-from smallfirst.config import parse
-from smallfirst.errors import ConfigError
+from smallfirst.assemble import assemble
+from smallfirst.config import ModelConfig, parse
+from smallfirst.errors import ConfigError, ModelFileError
+from smallfirst.learn.release import register, release, rollback
 
 PAIR = """
 [models.short]
@@ -62,6 +67,66 @@ async def test_a_client_can_name_the_compressor(start: Start, large: Loopback) -
     answer = await gateway.chat(body(model="short"))
     assert answer.said("reason") == "model_named"
     assert large.seen[0].body["model"] == "big"
+
+
+async def test_a_compressor_is_released_and_taken_back_as_any_version(
+    start: Start, large: Loopback, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Live it stands before the configured model, under its version's name and at the pair's price; taken back, the
+    full text is sent again."""
+    monkeypatch.setattr("smallfirst.serve.follow.REFRESH_S", 0.02)
+    gateway = await start(cascade(stages=["large"], accept_uncalibrated=True))
+
+    async def asked() -> str | None:
+        answer = await gateway.chat(body(), x_smallfirst_task="towns")
+        return (await gateway.record(answer.said("record"))).attempts[0].stage
+
+    async with gateway.store() as store:
+        version = await register(store, "towns", None, ModelConfig(backend="compressor", predictor="large", keep=0.1))
+        assert (version.base, version.adapter) == ("large", "")
+        await release(store, version, to="live", share=1.0)
+        await until(asked, lambda stage: stage == version.id)
+        record = (await gateway.records())[0]
+        assert record.attempts[0].features["compressed"] == 1.0
+        assert record.attempts[0].cost_usd_local_free == pytest.approx((10 * 100 + 5 * 200) / 1e6)
+        assert len(large.seen[-1].body["messages"][0]["content"]) < len(LONG) / 5
+        await rollback(store, "towns")
+        await until(asked, lambda stage: stage == "large")
+
+
+async def test_a_released_compressor_keeps_its_guard(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The guard is a file of the version: another one is another version, and one that was changed is refused; so is a
+    predictor that this gateway does not have."""
+    monkeypatch.setenv("SMALLFIRST_HOME", str(tmp_path / "home"))
+    guard = tmp_path / "guard.json"
+    pair = ModelConfig(backend="compressor", predictor="large", guard=str(guard))
+    gateway = await start(cascade(stages=["large"]))
+    async with gateway.store() as store:
+        with pytest.raises(ModelFileError, match="smallfirst guard"):
+            await register(store, "towns", None, pair)
+        guard.write_text(json.dumps({"never": "read here"}))
+        first = await register(store, "towns", None, pair)
+        guard.write_text(json.dumps({"another": "one"}))
+        second = await register(store, "towns", None, pair)
+        assert first.id != second.id
+        assert content(first.adapter) == {"never": "read here"}
+        change(second.adapter)
+        lost = await register(store, "towns", None, ModelConfig(backend="compressor", predictor="gone"))
+    async with assemble(gateway.config, gateway.env) as parts:
+        with pytest.raises(ModelFileError, match="as when"):
+            await parts.versions.load(second)
+        with pytest.raises(ConfigError, match=r"\['gone'\], which are not configured here"):
+            await parts.versions.load(lost)
+
+
+def content(path: str) -> object:
+    return json.loads(Path(path).read_text())
+
+
+def change(path: str) -> None:
+    Path(path).write_text("changed")
 
 
 @pytest.mark.parametrize(

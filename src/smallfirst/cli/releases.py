@@ -17,6 +17,7 @@ from smallfirst.cli.common import (
     ConfigOption,
     JsonOption,
     StoreOption,
+    configured,
     out,
     parse_duration,
     print_json,
@@ -26,6 +27,7 @@ from smallfirst.cli.common import (
     with_store,
 )
 from smallfirst.cli.dataset import TaskArgument
+from smallfirst.config import Config, ModelConfig
 from smallfirst.errors import ConfigError, NotFoundError
 from smallfirst.registry import Move, Release, Version
 from smallfirst.rollout import Evidence, Rollout, decide
@@ -46,6 +48,10 @@ def release(
     to: Annotated[To, typer.Option(help="shadow: only recorded; canary: for a share of episodes; live: for all.")],
     adapter: Annotated[Path | None, typer.Option(help="What `smallfirst train` made; it becomes a version.")] = None,
     base: Annotated[str, typer.Option(help="The model that the adapter is for.")] = models.DEFAULT_MODEL,
+    model: Annotated[
+        str | None,
+        typer.Option(help="A model as it is, a compressor too: a [models.NAME] table, catalogue name or GGUF file."),
+    ] = None,
     version: Annotated[str | None, typer.Option(help="A version; default: the one on trial, else the newest.")] = None,
     share: Annotated[float | None, typer.Option(help="Its share of episodes; 1 with live ends comparing.")] = None,
     audited: Annotated[float | None, typer.Option(help="Audit the incumbent's answers at least so often.")] = None,
@@ -60,19 +66,19 @@ def release(
     """
     from smallfirst.learn import release as stage
 
-    if adapter is not None and version is not None:
-        raise ConfigError("--adapter and --version are both given.", hint="Give one of them.")
+    made = {"--adapter": adapter, "--model": model, "--version": version}
+    if len(given := [option for option, value in made.items() if value is not None]) > 1:
+        raise ConfigError(f"{' and '.join(given)} are given.", hint="Give one of them.")
     if audited is not None and not 0 < audited <= 1:
         raise ConfigError(f"--audited is {audited!r}.", hint="Allowed: a number above 0, up to 1.")
     settle_s = None if settle is None else parse_duration("--settle", settle)
 
+    named = "" if model is None else _model(model, configured(config, store))
+
     async def work(db: Store) -> None:
         name = await _task(db, task)
-        if adapter is not None:
-            if base in models.CATALOGUE:
-                with pull_progress() as show:
-                    models.pull(base, show)
-            chosen = await stage.register(db, name, adapter, base)
+        if adapter is not None or model is not None:
+            chosen = await stage.register(db, name, adapter, _pulled(base) if model is None else named)
         else:
             chosen = await _version(db, name, version)
         rules = await stage.rules_for(db, name, (await db.release(name)).live)
@@ -133,6 +139,26 @@ def releases(
     with_store(config, work, store)
 
 
+def _model(name: str, config: Config) -> ModelConfig | str:
+    """The model that is configured under that name, else the name of weights, which are there then."""
+    table = config.models.get(name)
+    if table is None:
+        if name not in models.CATALOGUE and not Path(name).expanduser().is_file():
+            known = ", ".join([*config.models, *models.CATALOGUE])
+            raise NotFoundError(f"There is no model {name!r}.", hint=f"Name one of {known}, or a GGUF file.")
+        return _pulled(name)
+    if not table.is_small:
+        raise ConfigError(f"models.{name} is configured as large.", hint="Set small = true, or name another model.")
+    return table
+
+
+def _pulled(base: str) -> str:
+    if base in models.CATALOGUE:
+        with pull_progress() as show:
+            models.pull(base, show)
+    return base
+
+
 async def _task(db: Store, said: str) -> str:
     """The id of the task that is named so, else the name as records have it."""
     return next((row.id for row in await db.tasks() if row.name == said), said)
@@ -141,7 +167,9 @@ async def _task(db: Store, said: str) -> str:
 async def _version(db: Store, task: str, said: str | None) -> Version:
     known = {version.id: version for version in await db.versions(task)}
     if not known:
-        raise NotFoundError(f"There is no version of {task!r}.", hint="Give --adapter adapters/TASK/adapter.gguf.")
+        raise NotFoundError(
+            f"There is no version of {task!r}.", hint="Give --adapter adapters/TASK/adapter.gguf, or --model."
+        )
     wanted = said or (await db.release(task)).candidate or list(known)[-1]
     if wanted not in known:
         raise NotFoundError(f"There is no version {wanted!r} of {task!r}.", hint=f"There are: {', '.join(known)}.")

@@ -10,6 +10,7 @@ import shutil
 import tempfile
 import time
 import uuid
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
@@ -40,9 +41,10 @@ async def register(
     """Keep a version of the task's small model: an adapter (None: without) on `base`.
 
     `base` names weights for the embedded engine, as in `smallfirst models list` or by path, or is what a
-    `[models.NAME]` table says of a server. The adapter is copied to $SMALLFIRST_HOME/versions, so that training again
-    changes no version. The same files again are the same version; its evaluation is replaced.
-    Raises ModelFileError for an adapter that is missing, damaged or of another base, and when it cannot be copied.
+    `[models.NAME]` table says of a server or a compressor. An adapter, or a compressor's guard, is copied to
+    $SMALLFIRST_HOME/versions, so that making it again changes no version. The same files again are the same version;
+    its evaluation is replaced.
+    Raises ModelFileError for a file that is missing, damaged or of another base, and when it cannot be copied.
     """
     version = await asyncio.to_thread(version_of, task, adapter, base, evaluation)
     return await store.save_version(version)
@@ -125,28 +127,37 @@ def version_of(task: str, adapter: Path | None, base: str | ModelConfig, evaluat
     """The version that `register` keeps; errors as there. Reads the files through."""
     model = ModelConfig(backend="llamacpp", weights=_anywhere(base)) if isinstance(base, str) else base
     weights = models.file_sha256(models.locate(model.weights)) if model.backend == "llamacpp" else ""
-    manifest = None if adapter is None else _checked(adapter, weights)
-    bare = ModelConfig(backend=model.backend)
-    given = {k: v for k, v in msgspec.to_builtins(model).items() if getattr(model, k) != getattr(bare, k)}
-    table = {"backend": model.backend, **given}
-    if adapter is None or manifest is None:
-        name = version_id(task, table, weights, "", {})
-        return Version(name, task, time.time(), table, weights, evaluation=evaluation)
+    table = _table(model)
+    if adapter is None:
+        guard = Path(model.guard).expanduser()
+        sha256 = _sha256(guard, "`smallfirst guard` makes one.") if model.guard else ""
+        name = version_id(task, table, weights, sha256, {})
+        kept = str(_kept({"guard.json": guard}, sha256, name)) if model.guard else ""
+        return Version(name, task, time.time(), table, weights, kept, sha256, evaluation=evaluation)
+    manifest = _checked(adapter, weights)
     prompt, values = msgspec.to_builtins(manifest.prompt), msgspec.to_builtins(manifest.values)
     name = version_id(task, table, weights, manifest.sha256, {"prompt": prompt, "values": values})
+    files = {"adapter.gguf": adapter, "adapter.json": adapter.with_suffix(".json")}
     return Version(
         name,
         task,
         time.time(),
         table,
         weights,
-        adapter=str(_kept(adapter, manifest.sha256, name)),
+        adapter=str(_kept(files, manifest.sha256, name)),
         adapter_sha256=manifest.sha256,
         prompt=prompt,
         recipe=dict(manifest.recipe),
         parents=manifest.parents,
         evaluation=evaluation,
     )
+
+
+def _table(model: ModelConfig) -> Json:
+    """What is not at its default, without the guard, which is a file of the version's own."""
+    bare = ModelConfig(backend=model.backend)
+    given = msgspec.to_builtins(msgspec.structs.replace(model, guard=""))
+    return {"backend": model.backend} | {key: value for key, value in given.items() if value != getattr(bare, key)}
 
 
 def _anywhere(base: str) -> str:
@@ -156,9 +167,8 @@ def _anywhere(base: str) -> str:
 
 def _checked(adapter: Path, base_sha256: str) -> Manifest:
     """The manifest of an adapter that is what was exported, for weights of this sum."""
-    if not adapter.is_file():
-        raise ModelFileError(f"There is no adapter at {str(adapter)!r}.", hint="`smallfirst train` makes one.")
-    manifest, found = read_manifest(adapter), models.file_sha256(adapter)
+    found = _sha256(adapter, "`smallfirst train` makes one.")
+    manifest = read_manifest(adapter)
     if manifest is None:
         raise ModelFileError(
             f"{adapter} has no manifest {adapter.with_suffix('.json').name!r} beside it.",
@@ -177,10 +187,17 @@ def _checked(adapter: Path, base_sha256: str) -> Manifest:
     return manifest
 
 
-def _kept(adapter: Path, sha256: str, name: str) -> Path:
-    """A version's own copy of its adapter and manifest; several processes may make it at the same time."""
+def _sha256(path: Path, hint: str) -> str:
+    if not path.is_file():
+        raise ModelFileError(f"There is no file {str(path)!r}.", hint=hint)
+    return models.file_sha256(path)
+
+
+def _kept(files: Mapping[str, Path], sha256: str, name: str) -> Path:
+    """A version's own copy of its files, by their names in it, of which the first has that sum; several processes may
+    make it at the same time."""
     folder = models.home() / "versions" / name.rpartition("@")[2]
-    target = folder / "adapter.gguf"
+    target = folder / next(iter(files))
     if _is(target, sha256):
         return target
     try:
@@ -188,8 +205,8 @@ def _kept(adapter: Path, sha256: str, name: str) -> Path:
         with tempfile.TemporaryDirectory(prefix=".", dir=folder.parent, ignore_cleanup_errors=True) as scratch:
             draft = Path(scratch) / folder.name
             draft.mkdir()
-            shutil.copyfile(adapter, draft / target.name)
-            shutil.copyfile(adapter.with_suffix(".json"), draft / target.with_suffix(".json").name)
+            for copied, source in files.items():
+                shutil.copyfile(source, draft / copied)
             if not _is(target, sha256):
                 shutil.rmtree(folder, ignore_errors=True)
             draft.rename(folder)
@@ -197,7 +214,7 @@ def _kept(adapter: Path, sha256: str, name: str) -> Path:
         if _is(target, sha256):  # another process was faster
             return target
         raise ModelFileError(
-            f"The adapter cannot be copied to {folder}: {error.strerror}.", hint="Set SMALLFIRST_HOME elsewhere."
+            f"{target.name} cannot be copied to {folder}: {error.strerror}.", hint="Set SMALLFIRST_HOME elsewhere."
         ) from error
     return target
 
