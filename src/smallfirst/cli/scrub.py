@@ -51,7 +51,7 @@ def scrub(
     """Write recorded calls as JSON lines without personal data, secrets and names. Nothing is written if any leaks."""
     need("phonenumbers")
     need("stdnum")
-    from smallfirst.learn.scrubbed import Scrubbed, write
+    from smallfirst.learn.scrubbed import NEWEST, Scrubbed, scrubber_of, write
 
     if as_json and output is None:
         raise ConfigError("--json tells what was written, and standard output holds the records.", hint="Give --out.")
@@ -61,11 +61,13 @@ def scrub(
     async def work(db: Store) -> None:
         nonlocal result
         wanted = RecordFilter(task=task, since=parse_since(since))
-        columns = (TextColumn("scrubbing"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with writing(output), tempfile.TemporaryFile(dir=output.absolute().parent if output else None) as made:
             with Progress(*columns, console=err, transient=True) as bar:
+                found = bar.add_task("shared values", total=min(await db.count(RecordFilter()), NEWEST))
+                scrubber = await scrubber_of(db, lambda n: bar.update(found, completed=n))
                 count = await db.count(wanted)
-                shown = bar.add_task("", total=count if limit is None else min(count, limit))
+                shown = bar.add_task("scrubbing", total=count if limit is None else min(count, limit))
                 left = iter(range(show))
                 result = await write(
                     db,
@@ -73,6 +75,7 @@ def scrub(
                     wanted,
                     limit=limit,
                     canaries=planted,
+                    scrubber=scrubber,
                     show=lambda record: None if next(left, None) is None else _show(record),
                     progress=lambda n: bar.update(shown, completed=n),
                 )

@@ -22,7 +22,7 @@ from smallfirst.store import RecordFilter, Store, StoredRecord
 
 _PURPOSE = "scrub"
 _LEAST_IDENTIFYING = 8
-_NEWEST = 50_000
+NEWEST = 50_000
 """Records in which values are looked for that many episodes share."""
 _EVERYTHING = RecordFilter()
 
@@ -37,19 +37,21 @@ class Scrubbed:
     leaked: list[tuple[str, int | None]] = field(default_factory=list)
 
 
-async def scrubber_of(store: Store) -> Scrubber:
+async def scrubber_of(store: Store, progress: Callable[[int], None] = lambda _: None) -> Scrubber:
     """The scrubber that belongs to this store: its surrogates are the same in every run and unknown without the store;
-    values that many of the newest episodes share stay (`pii.common`). Raises StoreError when the store cannot be read.
+    values that many of the newest episodes share stay (`pii.common`), for which up to `NEWEST` records are read;
+    `progress` gets how many were. Raises StoreError when the store cannot be read.
     """
     tagger = Tagger.load()
-    common, left = CommonValues(tagger), _NEWEST
+    common, read = CommonValues(tagger), 0
     async for stored in store.export(_EVERYTHING):
         asked = [text for message in stored.messages for text in message_texts(message)]
         for attempt in stored.attempts:
             for choice in attempt.completion.choices[:1] if attempt.completion else ():
                 common.add(stored.key, stored.episode or stored.id, asked, choice)
-        left -= 1
-        if not left:
+        read += 1
+        progress(read)
+        if read == NEWEST:
             break
     return Scrubber(store.secret(_PURPOSE), tagger, common.found())
 
