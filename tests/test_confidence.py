@@ -16,6 +16,7 @@ from smallfirst.confidence import (
     COMPRESSION_FEATURES,
     FEATURES,
     REQUEST_FEATURES,
+    TOKEN_FEATURES,
     entropy,
     features,
     json_spans,
@@ -185,8 +186,29 @@ def test_features_of_a_call_by_hand() -> None:
     assert made["logprob_sum"] == pytest.approx(math.log(0.6 * 0.8 * 0.5))
     assert made["logprob_mean"] == pytest.approx(math.log(0.6 * 0.8 * 0.5) / 3)
     assert made["decision_entropy"] == pytest.approx(-(0.6 * math.log(0.6) + 0.4 * math.log(0.4)))
+    assert made["form_margin_min"] == pytest.approx(1.0)
+    assert made["pressure_max"] == made["pressure_sum"] == 0
     assert (made["no_call"], made["tools"], made["repairs"], made["prompt_chars"]) == (0, 1, 1, 5)
     assert made["schema_chars"] == len('{"properties":{"city":{"type":"string"}},"type":"object"}')
+
+
+def test_form_and_pressure_by_hand() -> None:
+    """Keys and punctuation tell whether an argument was left out; what a grammar took away presses. The end of the turn
+    has no text and does not count."""
+    logprobs = (
+        token('{"name": "', 0.9, 0.1),
+        token("weather", 0.2, 0.7),
+        token('", "arguments": {"city": "', 1.0, 1e-9),
+        token("Rome", 0.8, 0.1),
+        token('"}}', 0.5, 0.4),
+        token("", 1e-3, 0.9),
+    )
+    made = found(Choice(tool_calls=(ToolCall("1", "weather", '{"city": "Rome"}'),), logprobs=logprobs))
+    assert made["form_margin_min"] == pytest.approx(0.1)
+    assert made["form_margin_mean"] == pytest.approx((0.8 + 1.0 + 0.1) / 3)
+    assert made["form_logprob_sum"] == pytest.approx(math.log(0.9 * 0.5))
+    assert made["pressure_sum"] == made["pressure_max"] == pytest.approx(0.7)
+    assert made["value_tokens"] == 2
 
 
 def test_no_call_is_its_own_class() -> None:
@@ -201,7 +223,7 @@ def test_no_call_is_its_own_class() -> None:
 def test_what_is_unknown_is_absent() -> None:
     """Without log-probabilities or tools their features are missing, not zero."""
     call = Choice(tool_calls=(ToolCall("1", "weather", "{}"),))
-    needs_tokens = {"value_tokens", "decision_entropy", *(f for f in FEATURES if f.startswith(("margin", "logprob")))}
+    needs_tokens = TOKEN_FEATURES.keys()
     needs_arguments = {"grounded_min", "grounded_mean", "optional_grounded_min"}
     needs_no_call = {"uncalled_about"}
     needs_others = agreement.FEATURES.keys() | COMPRESSION_FEATURES.keys()

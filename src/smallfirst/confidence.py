@@ -1,7 +1,9 @@
 """What is recorded of an answer so that its correctness can be predicted (mechanisms, section 2).
 
-`features` looks at the tokens that carry *values* (arguments of calls, enum members, the function's name): grammar
-makes keys and punctuation certain and says nothing. What the request's text says of the answer is `evidence`'s, what
+`features` looks at the tokens that carry *values* (arguments of calls, enum members, the function's name), and apart
+from these at the *form*, keys and punctuation: whether a value ends, and whether another argument follows. A grammar
+makes the form valid, but log-probabilities are the model's own, so they tell what it would rather have said
+(`pressure`). What the request's text says of the answer is `evidence`'s, what
 other answers say `agreement`'s. Calibrating the features into P(correct) is `calibration`'s.
 """
 
@@ -11,7 +13,7 @@ import json
 import math
 import re
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import accumulate
 from operator import is_
@@ -93,6 +95,22 @@ COMPRESSION_FEATURES: Mapping[str, Kind] = {
 """Of an answer from a shortened context: whether the last long texts were shortened, to which share of their tokens,
 and what says how much was kept (`compress.guard`). Backends tell them (`Completion.facts`); absent elsewhere."""
 
+TOKEN_FEATURES: Mapping[str, Kind] = {
+    "value_tokens": "count",
+    "margin_mean": "value",
+    "margin_min": "value",
+    "margin_p10": "value",
+    "logprob_sum": "value",
+    "logprob_mean": "value",
+    "form_margin_mean": "value",
+    "form_margin_min": "value",
+    "form_logprob_sum": "value",
+    "pressure_sum": "value",
+    "pressure_max": "value",
+    "decision_entropy": "value",
+}
+"""From log-probabilities; absent without them."""
+
 FEATURES: Mapping[str, Kind] = {
     **REQUEST_FEATURES,
     **COMPRESSION_FEATURES,
@@ -103,13 +121,7 @@ FEATURES: Mapping[str, Kind] = {
     "no_call": "value",
     **evidence.ANSWER_FEATURES,
     **agreement.FEATURES,
-    "value_tokens": "count",
-    "margin_mean": "value",
-    "margin_min": "value",
-    "margin_p10": "value",
-    "logprob_sum": "value",
-    "logprob_mean": "value",
-    "decision_entropy": "value",
+    **TOKEN_FEATURES,
 }
 """Every feature there is, and whether it is a count (differences matter less the larger it is)."""
 
@@ -131,7 +143,8 @@ def features(
     0; absent without tools).
 
     From log-probabilities, over the value tokens: value_tokens (their number), margin_mean, margin_min, margin_p10
-    (see `margin`; tokens without one are left out), logprob_sum and logprob_mean (natural logs).
+    (see `margin`; tokens without one are left out), logprob_sum and logprob_mean (natural logs). Over the other tokens:
+    form_margin_mean, form_margin_min, form_logprob_sum. Over all: pressure_sum and pressure_max (see `pressure`).
     decision_entropy: `entropy` of the token that decides which tool is called (the first of the first call's name) or,
     when none is, of the first token that is not blank.
     """
@@ -200,6 +213,15 @@ def margin(token: TokenLogprob) -> float | None:
     return math.exp(token.logprob) - math.exp(max(others)) if others else None
 
 
+def pressure(token: TokenLogprob) -> float:
+    """The mass of the returned alternatives that were likelier than the token taken, in [0, 1).
+
+    Of a greedy answer that is mass which a grammar took away, from below: alternatives that were not returned, or are
+    less likely, may have been taken away as well.
+    """
+    return math.fsum(math.exp(logprob) for text, logprob in token.top if logprob > token.logprob)
+
+
 def entropy(token: TokenLogprob) -> float | None:
     """Entropy in nats of the returned alternatives (and the sampled token, if it is not among them).
 
@@ -225,18 +247,36 @@ def value_tokens(choice: Choice) -> tuple[TokenLogprob, ...]:
 def _token_features(choice: Choice, *, decides: bool) -> dict[str, float]:
     raw = "".join(token.token for token in choice.logprobs)
     spans = _value_spans(choice, raw)
-    tokens = [choice.logprobs[i] for i in _overlapping(choice, raw, spans)]
+    places = _overlapping(choice, raw, spans)
+    tokens = [choice.logprobs[i] for i in places]
     found = {"value_tokens": float(len(tokens))} if spans else {}
-    margins = [u for token in tokens if (u := margin(token)) is not None]
-    if margins:
+    if margins := _margins(tokens):
         mean = math.fsum(margins) / len(margins)
         found |= {"margin_mean": mean, "margin_min": min(margins), "margin_p10": _quantile(margins, 0.1)}
     if tokens:
         total = math.fsum(token.logprob for token in tokens)
         found |= {"logprob_sum": total, "logprob_mean": total / len(tokens)}
+        found |= _form_features(choice, set(places))
     decision = _decision_token(choice, raw, spans) if decides else None
     uncertainty = entropy(decision) if decision else None
     return found if uncertainty is None else found | {"decision_entropy": uncertainty}
+
+
+def _form_features(choice: Choice, values: Collection[int]) -> dict[str, float]:
+    """Of an answer with values at those places; tokens without a text end the turn and say nothing."""
+    spoken = [(i, token) for i, token in enumerate(choice.logprobs) if token.token]
+    form = [token for i, token in spoken if i not in values]
+    found = {"form_logprob_sum": math.fsum(token.logprob for token in form)}
+    if margins := _margins(form):
+        found |= {"form_margin_mean": math.fsum(margins) / len(margins), "form_margin_min": min(margins)}
+    if any(token.top for _, token in spoken):
+        taken = [pressure(token) for _, token in spoken]
+        found |= {"pressure_sum": math.fsum(taken), "pressure_max": max(taken)}
+    return found
+
+
+def _margins(tokens: Iterable[TokenLogprob]) -> list[float]:
+    return [u for token in tokens if (u := margin(token)) is not None]
 
 
 def _quantile(values: Sequence[float], q: float) -> float:

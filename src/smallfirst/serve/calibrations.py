@@ -12,6 +12,7 @@ import structlog
 
 from smallfirst import agreement
 from smallfirst.acceptance import Acceptance
+from smallfirst.confidence import TOKEN_FEATURES
 from smallfirst.config import Config, Policy
 from smallfirst.errors import CalibrationError
 from smallfirst.monitor import Monitor
@@ -21,9 +22,6 @@ from smallfirst.serve.telemetry import Telemetry
 from smallfirst.store import CalibrationRow, Store, Versions
 
 log = structlog.get_logger("smallfirst.calibrations")
-_OF_TOKENS = frozenset(
-    {"value_tokens", "margin_mean", "margin_min", "margin_p10", "logprob_sum", "logprob_mean", "decision_entropy"}
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +148,7 @@ def _check(acceptance: Acceptance, policy: Policy, candidates: Mapping[str, Cand
     if not policy.others and not policy.samples:
         lacking |= acceptance.model.always & agreement.FEATURES.keys()
     if candidate is not None and not candidate.stage.backend.capabilities.top_logprobs:
-        lacking |= acceptance.model.always & _OF_TOKENS
+        lacking |= acceptance.model.always & TOKEN_FEATURES.keys()
     if lacking:
         raise CalibrationError(
             f"The calibration needs features that cannot be computed here: {', '.join(sorted(lacking))}.",
