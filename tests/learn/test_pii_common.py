@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from smallfirst.learn.pii.common import EPISODES, LEAST_ANSWERS, CommonValues
+from smallfirst.learn.pii.common import ASKING, EPISODES, LEAST_ANSWERS, CommonValues
 from smallfirst.learn.pii.patterns import Finding
 from smallfirst.learn.scrub import Scrubber
 from smallfirst.learn.scrubbed import scrubber_of
@@ -52,7 +52,30 @@ def test_people_are_never_common() -> None:
 def test_few_episodes_and_many_values_are_not_common() -> None:
     """One user's own words, however often they recur, and an argument that is different in each call."""
     assert common(["Rome"], episodes=EPISODES - 1) == frozenset()
-    assert common([f"Rome {n}" for n in range(SEVERAL)]) == frozenset()
+    assert common([f"flat {n}" for n in range(SEVERAL)]) == frozenset()
+
+
+def asked(texts: Sequence[str], episodes: int = ASKING) -> frozenset[str]:
+    """What is common where each episode asks one of the texts in turn, after a prompt that all have."""
+    found = CommonValues(tagger)
+    for n in range(max(episodes, len(texts))):
+        found.add("t", f"e{n % episodes}", ["You help Ann.", f"{texts[n % len(texts)]}, {n}"], Choice())
+    return frozenset(" ".join(tokens) for tokens in found.found().get("t", frozenset()))
+
+
+def test_a_name_that_many_ask_for_is_common_but_for_people() -> None:
+    """A place stays in any case, and a person does not, however often one is named, nor what few episodes write."""
+    assert asked(["To Rome, or to SFO", "To Oslo or to New York"], 2 * ASKING) >= {"rome", "oslo", "sfo", "new york"}
+    assert not asked(["Call Ann Bee.", "call Bob"], 2 * ASKING) & {"ann", "ann bee", "call ann bee", "bob"}
+    assert "rome" not in asked(["To Rome."], ASKING - 1)
+
+
+def test_a_word_that_is_often_written_small_is_no_name() -> None:
+    """It stays where it stands alone; one that nearly always has a capital does not."""
+    small = [f"ramen, {n}" for n in range(EPISODES)]
+    assert "ramen" in asked([*small, "Ramen, please"], EPISODES + 1)
+    assert "ramen" not in asked([*small[1:], "Ramen, please"], EPISODES)
+    assert "ann" not in asked(["it's ann", *["Call Ann."] * 6], 7 * EPISODES)
 
 
 def test_identifiers_are_never_common() -> None:

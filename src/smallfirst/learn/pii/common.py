@@ -1,26 +1,35 @@
-"""Which values of answers say nothing of a person, because many episodes share them.
+"""Which values and words say nothing of a person, because many episodes share them.
 
 A city or a cuisine that the answers of several episodes name, for an argument that takes few values, singles nobody
 out. With an invented word in its place nothing could be learned of it ("sushi is the best" asks for "Japanese"), so it
 stays. A customer comes back too: the values of an argument that the tagger often takes for people or addresses are
 never common, nor is what identifies by its form.
+
+What is asked has such words as well. A word that is often written small is no name where it stands alone ("I'd like
+Ramen"), and a name that many episodes write, and that the tagger seldom takes for a person or an address, stays
+("SFO").
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
+import re
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
 
-from smallfirst.learn.pii.marks import Tokens, tokens_of
+from smallfirst.learn.pii.marks import SMALL, Tokens, tokens_of
 from smallfirst.learn.pii.patterns import Finding, structured
 from smallfirst.types import Choice
 
 EPISODES = 5
-"""That must share a value."""
+"""That must share a value, or a word that is written small."""
+SMALL_SHARE = 0.2
+"""Times that a word is written small, to those with a capital, from which on it is no name: names are seldom so."""
+ASKING = 20
+"""Episodes that must share a name in what they ask."""
 LEAST_ANSWERS = 50
 """With a value for an argument, before any is called common."""
 SHARED = 0.7
@@ -31,7 +40,10 @@ about these. It sees most people, and in answers, which are no sentences, some w
 _MOST_VALUES = 2_000  # of an argument that may take few
 _LOOKED_AT = 5  # texts of each kind in which the tagger looks at a value
 _MOST_CHARACTERS = 2_000  # of such a text
+_MOST_WORDS = 50_000  # of a tenant, and names
 _PERSONAL = frozenset({"PERSON", "ADDRESS"})
+_CAPITALS = re.compile(r"(?<![\w.@/-])[A-Z][\w'’&-]*(?: [A-Z][\w'’&-]*)*(?![\w@/-])")
+"""Words with capitals in a row, which may be a name."""
 
 
 @dataclass(slots=True)
@@ -47,18 +59,69 @@ class _Value:
     def shared(self) -> bool:
         return len(self.episodes) >= EPISODES
 
+    def add(self, count: int, episodes: Iterable[str], asked: Iterable[str]) -> None:
+        """More of the same; texts are kept once several episodes share the value."""
+        self.count += count
+        if len(self.episodes) < ASKING:
+            self.episodes.update(episodes)
+        if self.shared:
+            for text in asked:
+                _keep(self.asked, [text])
+
+
+@dataclass(slots=True)
+class _Asked:
+    """What the texts of a tenant have: `small` words, and `rows` of words with capitals. A text counts once."""
+
+    texts: set[int] = field(default_factory=set)
+    small: dict[str, _Value] = field(default_factory=dict)
+    rows: dict[str, _Value] = field(default_factory=dict)
+
+    def add(self, episode: str, text: str) -> None:
+        if (digest := hash(text)) in self.texts:
+            return
+        self.texts.add(digest)
+        for known, found in ((self.small, SMALL), (self.rows, _CAPITALS)):
+            for word in set(found.findall(text)):
+                if word in known or len(known) < _MOST_WORDS:
+                    known.setdefault(word, _Value()).add(1, [episode], [text])
+
+    def ordinary(self) -> frozenset[str]:
+        """Words that stand with a capital, but that several episodes write small, and often."""
+        capital = Counter[str]()
+        for row, value in self.rows.items():
+            for word in row.casefold().split(" "):
+                capital[word] += value.count
+        small = {word: value.count for word, value in self.small.items() if value.shared}
+        return frozenset(word for word, count in capital.items() if small.get(word, 0) >= SMALL_SHARE * count)
+
+    def names(self, ordinary: frozenset[str]) -> Mapping[str, _Value]:
+        """The rows without ordinary words at their ends ("To Rome")."""
+        found: dict[str, _Value] = defaultdict(_Value)
+        for row, value in self.rows.items():
+            words = row.split(" ")
+            for end in (0, -1):
+                while words and words[end].casefold() in ordinary:
+                    words.pop(end)
+            if words:
+                found[" ".join(words)].add(value.count, value.episodes, value.asked)
+        return found
+
 
 class CommonValues:
-    """Counts the values of answers by tenant and argument, then tells which are common. Memory is bounded by the number
-    of arguments."""
+    """Counts the values of answers by tenant and argument, and what is asked by tenant, then tells what is common.
+    Memory is bounded by the number of arguments, tenants and texts."""
 
     def __init__(self, tagger: Callable[[str], Iterable[Finding]]) -> None:
         self._tagger = tagger
         self._seen: dict[tuple[str, str, str], dict[str, _Value]] = defaultdict(dict)
+        self._asked: dict[str, _Asked] = defaultdict(_Asked)
 
     def add(self, tenant: str, episode: str, asked: Sequence[str], choice: Choice) -> None:
         """A call: the texts that were asked, and of the answer those among its arguments, or among its members where it
         is JSON."""
+        for text in asked:
+            self._asked[tenant].add(episode, text)
         for tool, text in [*((call.name, call.arguments) for call in choice.tool_calls), ("", choice.text)]:
             for name, value in _members(text):
                 values = self._seen[tenant, tool, name]
@@ -72,15 +135,22 @@ class CommonValues:
                 _keep(known.asked, (one for one in reversed(asked) if value in one))
 
     def found(self) -> Mapping[str, frozenset[Tokens]]:
-        """The common values of each tenant, in tokens."""
+        """The common values and words of each tenant, in tokens."""
         common: dict[str, set[Tokens]] = defaultdict(set)
+        for tenant, asked in self._asked.items():
+            ordinary = asked.ordinary()
+            common[tenant] |= {(word,) for word in ordinary}
+            for name, value in asked.names(ordinary).items():
+                many = len(value.episodes) >= ASKING and not structured(name)
+                if many and self._share((name, text) for text in value.asked) <= PEOPLE_ASKED:
+                    common[tenant].add(tokens_of(name))
         for (tenant, _, _), values in self._seen.items():
             answers = sum(value.count for value in values.values())
             shared = {text: value for text, value in values.items() if value.shared}
             few = sum(value.count for value in shared.values()) >= SHARED * answers
             if few and answers >= LEAST_ANSWERS and len(values) <= _MOST_VALUES and not self._people(shared):
                 common[tenant] |= {tokens_of(text) for text in shared if not structured(text)}
-        return {tenant: frozenset(tokens - {()}) for tenant, tokens in common.items()}
+        return {tenant: frozenset(tokens - {()}) for tenant, tokens in common.items() if tokens}
 
     def _people(self, values: Mapping[str, _Value]) -> bool:
         """Whether many of the values are people or addresses."""

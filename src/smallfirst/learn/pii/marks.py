@@ -29,7 +29,8 @@ from smallfirst.learn.pii.surrogates import TOKEN, Surrogates, identifying, ordi
 
 _GAP = re.compile(r"[ \n_.+,'’·•-]{0,2}")
 """What may stand between the tokens of a value that was found elsewhere in another writing."""
-_SMALL = re.compile(r"(?<![\w.@/-])[a-z]{2,}(?![\w@/-]|\.\w)")
+SMALL = re.compile(r"(?<![\w.@/-])[a-z]{2,}(?![\w@/-]|\.\w)")
+"""A word that is written small."""
 _PARTS = re.compile(r"[,\n]+")
 _LONGEST = 16
 """Tokens of a value that are looked for elsewhere in one piece, which bounds the time."""
@@ -208,7 +209,7 @@ class Marks:
             return
         own = self._texts[place, text] = _Text.of(text)
         if place is not Place.SHARED:
-            self._small.update(_SMALL.findall(text))
+            self._small.update(SMALL.findall(text))
         for finding in findings:
             if finding.kind in STRUCTURED:
                 self._identifier(own, finding)
