@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import struct
 import time
 from collections import Counter
 
@@ -13,7 +14,7 @@ from store_samples import make_attempt, make_record, next_id
 from smallfirst import report
 from smallfirst.store import RecordSummary, Store, rollups
 from smallfirst.store.database import database
-from smallfirst.store.facts import HOUR_S, MEASURES, bounds, bucket_of
+from smallfirst.store.facts import HOUR_S, MEASURES, SIZE, bounds, bucket_of
 from smallfirst.store.migrations import MIGRATIONS
 from smallfirst.store.rollups import Span
 from smallfirst.types import Attempt, Completion, Feedback, Origin, Record, Usage, Verdict, Violation
@@ -189,6 +190,32 @@ async def test_sums_are_made_anew_from_records(store, url):
     for one, other in zip(made, kept, strict=True):
         assert one.measures == pytest.approx(other.measures, abs=1e-9)
     assert any(rollups.rebuild in step for step in MIGRATIONS)
+
+
+async def test_facts_that_wait_outlive_the_migration_to_rows_of_many(store, url):
+    """Facts as schema 9 had them, a row for each call with its bucket beside the numbers, count as before."""
+    await live_through(store, random.Random(5), 30)
+    kept = await store.read(lambda c: (rollups.sums(c, ALWAYS, 1), rollups.durations(c, ALWAYS)))
+    connection = database(url, durability="process", busy_timeout_s=3).connect()
+    with connection.transaction():
+        rows = connection.query("SELECT hour, task, key_id, numbers FROM facts")
+        connection.execute("DROP TABLE facts")
+        connection.execute(rollups.SCHEMA[2])
+        for *cell, numbers in rows:
+            for at in range(0, len(numbers), SIZE):
+                *fields, bucket = struct.unpack(f"{SIZE // 8}d", numbers[at : at + SIZE])
+                row = (*cell, int(bucket), struct.pack(f"{len(fields)}d", *fields))
+                connection.execute(
+                    "INSERT INTO facts (hour, task, key_id, bucket, numbers) VALUES (?, ?, ?, ?, ?)", row
+                )
+        rollups.put_buckets_in_numbers(connection)
+    connection.close()
+    assert rows
+    sums, times = await store.read(lambda c: (rollups.sums(c, ALWAYS, 1), rollups.durations(c, ALWAYS)))
+    assert times == kept[1]
+    assert [(s.hour, s.task) for s in sums] == [(s.hour, s.task) for s in kept[0]]
+    for one, other in zip(sums, kept[0], strict=True):
+        assert one.measures == pytest.approx(other.measures, abs=1e-9)
 
 
 async def test_the_same_record_again_is_not_counted_again(store):
