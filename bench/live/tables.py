@@ -29,6 +29,9 @@ FEATURES: Mapping[str, int] = {
     "margin_min": 1,
     "margin_p10": 1,
     "logprob_mean": 1,
+    "form_margin_min": 1,
+    "form_logprob_sum": 1,
+    "pressure_sum": -1,
     "decision_entropy": -1,
 }
 """Features of an answer alone, and whether more of them speaks for it (1) or against it (-1)."""
