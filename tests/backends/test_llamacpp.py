@@ -217,6 +217,8 @@ async def test_an_impossible_constraint_and_a_long_prompt_are_clear_errors(backe
         await answer(backend, ask(constraint=Constraint({"type": "string", "pattern": "^(?=a)b$"})))
     with pytest.raises(ContextLengthExceeded, match="512"):
         await answer(backend, ask("word " * 600))
+    with pytest.raises(ContextLengthExceeded, match="bytes are more than 512 tokens can be"):
+        await answer(backend, ask("word " * 30_000))
     with pytest.raises(BackendError, match="no adapter 'other'"):
         await answer(backend, ask(adapter="other"))
     assert text_of(await answer(backend, ask()))

@@ -39,6 +39,7 @@ from smallfirst.types import Capabilities, Delta, FinishReason, Request, TokenLo
 _MAX_TOP_LOGPROBS = 20
 _IMPOSSIBLE = -9999.0  # log-probability of a token that the model gave none, as in OpenAI's API
 _TIMEOUT_S = 120.0
+_MOST_BYTES = 256  # of a token; the longest of common vocabularies have 128
 _LAST_EVENT = ["content", "stop", "stop_type", "tokens_predicted", "tokens_evaluated", "timings"]
 
 
@@ -271,7 +272,10 @@ class LlamaCppBackend:
         manifest = running.manifest(request)
         if manifest and (pruned := manifest.prompt.pruned(request)) is not None:
             return pruned
-        async with self._post(running, "/apply-template", {"messages": conversation(request)}) as response:
+        said = conversation(request)
+        if (size := len(msgspec.json.encode(said))) > _MOST_BYTES * self._config.context:
+            raise _too_long(f"{size} bytes are more than {self._config.context} tokens can be")
+        async with self._post(running, "/apply-template", {"messages": said}) as response:
             await _raise_for_status(response)
             return msgspec.json.decode(await response.read(), type=_Prompt).prompt
 
@@ -461,8 +465,12 @@ async def _raise_for_status(response: aiohttp.ClientResponse) -> None:
         return
     error = msgspec.json.decode(await response.read(), type=_ErrorBody).error
     if error.type == "exceed_context_size_error":
-        raise ContextLengthExceeded(
-            f"The prompt does not fit into the embedded model: {error.message}.",
-            hint="Shorten it, raise the context of the engine, or let a larger model answer.",
-        )
+        raise _too_long(error.message)
     raise UpstreamError(f"The embedded engine refused the request: {error.message}.", upstream_status=response.status)
+
+
+def _too_long(why: str) -> ContextLengthExceeded:
+    return ContextLengthExceeded(
+        f"The prompt does not fit into the embedded model: {why}.",
+        hint="Shorten it, raise the context of the engine, or let a larger model answer.",
+    )
