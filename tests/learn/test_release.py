@@ -272,6 +272,11 @@ backend = "fake"
 [models.short]
 backend = "compressor"
 predictor = "large"
+[models.tuned]
+backend = "llamacpp"
+weights = "smollm2-135m"
+adapters = { trips = "trips.gguf" }
+adapter = "trips"
 """
 
 
@@ -316,6 +321,7 @@ def test_the_commands_release_show_and_take_back(tmp_path: Path, adapter: Path, 
         (["--adapter", "a", "--model", "b"], ConfigError),
         (["--model", "nobody"], NotFoundError),
         (["--model", "large"], ConfigError),
+        (["--model", "tuned"], ConfigError),
     ):
         failed = CliRunner().invoke(app, ["release", "trips", "--to", "live", *args, *where])
         assert isinstance(failed.exception, error)

@@ -149,6 +149,11 @@ def _model(name: str, config: Config) -> ModelConfig | str:
         return _pulled(name)
     if not table.is_small:
         raise ConfigError(f"models.{name} is configured as large.", hint="Set small = true, or name another model.")
+    if table.adapter:
+        hint = (
+            f"Give --adapter {table.adapters.get(table.adapter, table.adapter)} --base {table.weights or table.model}."
+        )
+        raise ConfigError(f"models.{name} is asked with the adapter {table.adapter!r}.", hint=hint)
     return table
 
 
