@@ -187,8 +187,9 @@ class Versions:
         return Candidate(Stage(version.id, engine, version.id, small=True, adapter=adapter, timeout_s=model.timeout_s))
 
     async def _paired(self, version: Version, model: ModelConfig) -> Candidate:
-        if missing := [name for name in model.asks if name not in self._candidates]:
-            hint = f"Configured are: {', '.join(self._candidates)}. Add the table, or roll the version back."
+        able = [name for name, each in self._config.models.items() if each.backend != "compressor"]
+        if missing := [name for name in model.asks if name not in able]:
+            hint = f"Configured are: {', '.join(able)}. Add the table, or roll the version back."
             raise ConfigError(f"{version.id} asks the models {missing!r}, which are not configured here.", hint=hint)
         await asyncio.to_thread(_check_files, version)
         self._pricing.add(version.id, model)

@@ -55,27 +55,40 @@ def test_few_episodes_and_many_values_are_not_common() -> None:
     assert common([f"flat {n}" for n in range(SEVERAL)]) == frozenset()
 
 
-def asked(texts: Sequence[str], episodes: int = ASKING) -> frozenset[str]:
-    """What is common where each episode asks one of the texts in turn, after a prompt that all have."""
+def asked(texts: Sequence[str], episodes: int = ASKING) -> tuple[frozenset[str], frozenset[str]]:
+    """The names that are common and the words that are ordinary where each episode asks one of the texts in turn, after
+    a prompt that all have."""
     found = CommonValues(tagger)
     for n in range(max(episodes, len(texts))):
         found.add("t", f"e{n % episodes}", ["You help Ann.", f"{texts[n % len(texts)]}, {n}"], Choice())
-    return frozenset(" ".join(tokens) for tokens in found.found().get("t", frozenset()))
+    names = frozenset(" ".join(tokens) for tokens in found.found().get("t", frozenset()))
+    return names, found.ordinary()["t"]
 
 
 def test_a_name_that_many_ask_for_is_common_but_for_people() -> None:
     """A place stays in any case, and a person does not, however often one is named, nor what few episodes write."""
-    assert asked(["To Rome, or to SFO", "To Oslo or to New York"], 2 * ASKING) >= {"rome", "oslo", "sfo", "new york"}
-    assert not asked(["Call Ann Bee.", "call Bob"], 2 * ASKING) & {"ann", "ann bee", "call ann bee", "bob"}
-    assert "rome" not in asked(["To Rome."], ASKING - 1)
+    names, _ = asked(["To Rome, or to SFO", "To Oslo or to New York"], 2 * ASKING)
+    assert names >= {"rome", "oslo", "sfo", "new york"}
+    assert not asked(["Call Ann Bee.", "call Bob"], 2 * ASKING)[0] & {"ann", "ann bee", "bee", "bob"}
+    assert "rome" not in asked(["To Rome."], ASKING - 1)[0]
+
+
+def test_a_name_that_the_tagger_hardly_saw_is_not_common() -> None:
+    """Many episodes say it, in one and the same long text: that is one place, which tells too little."""
+    found = CommonValues(tagger)
+    for n in range(ASKING):
+        found.add("t", f"e{n}", ["word " * 1000 + "Turin"], Choice())
+    assert found.found() == {}
 
 
 def test_a_word_that_is_often_written_small_is_no_name() -> None:
-    """It stays where it stands alone; one that nearly always has a capital does not."""
+    """One that nearly always has a capital is, and so is one that the tagger takes for a person."""
     small = [f"ramen, {n}" for n in range(EPISODES)]
-    assert "ramen" in asked([*small, "Ramen, please"], EPISODES + 1)
-    assert "ramen" not in asked([*small[1:], "Ramen, please"], EPISODES)
-    assert "ann" not in asked(["it's ann", *["Call Ann."] * 6], 7 * EPISODES)
+    capital = ["Ramen, please", "Ramen!", "A Ramen"]
+    assert "ramen" in asked([*small, *capital], EPISODES + 3)[1]
+    assert "ramen" not in asked([*small[1:], *capital], EPISODES + 2)[1]
+    assert "ramen" not in asked([*small, *capital * 10], EPISODES + 30)[1]
+    assert not asked([*(f"ann, {n}" for n in range(EPISODES)), "Call Ann.", "Ask Ann."], EPISODES + 2)[1] & {"ann"}
 
 
 def test_identifiers_are_never_common() -> None:

@@ -200,3 +200,17 @@ def test_a_large_record_takes_no_longer_than_its_length() -> None:
     assert "Mia" not in "".join(said(scrubber.record(repeated)))
     made = scrubber.record(call([", ".join(names)], names[:1_000], []))
     assert said(made)[0].split(", ")[:1_000] == answers(made)[0]
+
+
+def test_an_ordinary_word_stays_alone_and_goes_with_a_name() -> None:
+    """It is left where nothing but it was found; as a part of a name it goes, where that was asked and answered."""
+    kinds = {"Young": "LOCATION", "Will Young": "PERSON"}
+
+    def finds(text: str) -> list[Finding]:
+        return [Finding(*m.span(), kinds[m.group()], m.group()) for m in re.finditer("Will Young|Young", text)]
+
+    scrubber = Scrubber(b"0" * 16, finds, ordinary={"k": frozenset({"young", "will"})})
+    alone = scrubber.record(call(["Young, please"], {"v": "Young"}, []))
+    assert (said(alone), answers(alone)) == (["Young, please"], [{"v": "Young"}] * 2)
+    named = scrubber.record(call(["I am Will Young"], {"v": "Young", "first": "Will"}, []))
+    assert not re.search("Will|Young", str((said(named), answers(named))))

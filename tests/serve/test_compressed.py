@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,9 @@ from recording import Loopback
 from running import Start, cascade, question, until
 
 from smallfirst.assemble import assemble
+from smallfirst.compress.guard import fit
 from smallfirst.config import ModelConfig, parse
-from smallfirst.errors import ConfigError, ModelFileError
+from smallfirst.errors import CalibrationError, ConfigError, ModelFileError
 from smallfirst.learn.release import register, release, rollback
 
 PAIR = """
@@ -106,12 +108,12 @@ async def test_a_released_compressor_keeps_its_guard(
     async with gateway.store() as store:
         with pytest.raises(ModelFileError, match="smallfirst guard"):
             await register(store, "towns", None, pair)
-        guard.write_text(json.dumps({"never": "read here"}))
-        first = await register(store, "towns", None, pair)
-        guard.write_text(json.dumps({"another": "one"}))
-        second = await register(store, "towns", None, pair)
+        guard.write_text("{}")
+        with pytest.raises(CalibrationError, match="version"):
+            await register(store, "towns", None, pair)
+        first, second = [await register(store, "towns", None, fitted(pair, seed)) for seed in (0, 1)]
         assert first.id != second.id
-        assert content(first.adapter) == {"never": "read here"}
+        assert content(first.adapter) != content(second.adapter)
         change(second.adapter)
         lost = await register(store, "towns", None, ModelConfig(backend="compressor", predictor="gone"))
     async with assemble(gateway.config, gateway.env) as parts:
@@ -119,6 +121,16 @@ async def test_a_released_compressor_keeps_its_guard(
             await parts.versions.load(second)
         with pytest.raises(ConfigError, match=r"\['gone'\], which are not configured here"):
             await parts.versions.load(lost)
+
+
+def fitted(pair: ModelConfig, seed: int) -> ModelConfig:
+    """The pair after its guard was fitted."""
+    dice = random.Random(seed)
+    rows = [{"coverage": dice.random(), "mass": dice.random()} for _ in range(200)]
+    same = [row["coverage"] > 0.3 for row in rows]
+    made = fit(rows, same, task="towns", stage="short", alpha=0.1, delta=0.1, made_at=0.0)
+    Path(pair.guard).write_text(json.dumps(made.to_json()))
+    return pair
 
 
 def content(path: str) -> object:

@@ -20,6 +20,7 @@ import numpy as np
 
 from smallfirst import models
 from smallfirst.backends.specialist import Manifest, read_manifest
+from smallfirst.compress.guard import load
 from smallfirst.config import ModelConfig
 from smallfirst.errors import ConfigError, ModelFileError, NotFoundError
 from smallfirst.registry import Release, Target, Version, released, version_id, withdrawn
@@ -129,8 +130,10 @@ def version_of(task: str, adapter: Path | None, base: str | ModelConfig, evaluat
     weights = models.file_sha256(models.locate(model.weights)) if model.backend == "llamacpp" else ""
     table = _table(model)
     if adapter is None:
-        guard = Path(model.guard).expanduser()
-        sha256 = _sha256(guard, "`smallfirst guard` makes one.") if model.guard else ""
+        guard, sha256 = Path(model.guard).expanduser(), ""
+        if model.guard:
+            sha256 = _sha256(guard, "`smallfirst guard` makes one.")
+            load(guard, model.coverage)
         name = version_id(task, table, weights, sha256, {})
         kept = str(_kept({"guard.json": guard}, sha256, name)) if model.guard else ""
         return Version(name, task, time.time(), table, weights, kept, sha256, evaluation=evaluation)
@@ -154,9 +157,10 @@ def version_of(task: str, adapter: Path | None, base: str | ModelConfig, evaluat
 
 
 def _table(model: ModelConfig) -> Json:
-    """What is not at its default, without the guard, which is a file of the version's own."""
+    """What is not at its default, without guard and adapters, which are files of the version's own."""
     bare = ModelConfig(backend=model.backend)
-    given = msgspec.to_builtins(msgspec.structs.replace(model, guard=""))
+    weights = _anywhere(model.weights) if model.weights else ""
+    given = msgspec.to_builtins(msgspec.structs.replace(model, guard="", adapters={}, weights=weights))
     return {"backend": model.backend} | {key: value for key, value in given.items() if value != getattr(bare, key)}
 
 

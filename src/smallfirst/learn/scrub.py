@@ -105,8 +105,8 @@ class Scrubber:
 
     `secret` (at least 16 bytes) keys the surrogates: the same secret gives the same ones. `tagger` finds names,
     addresses, organisations and places in a text; the shipped one if None. `common` are values that stay because many
-    episodes share them, by tenant (see `pii.common`). Memory: the findings of the last 256 texts. Raises ConfigError
-    for a short secret.
+    episodes share them, and `ordinary` words that are no names, by tenant (see `pii.common`). Memory: the findings of
+    the last 256 texts. Raises ConfigError for a short secret.
     """
 
     def __init__(
@@ -114,6 +114,7 @@ class Scrubber:
         secret: bytes,
         tagger: Callable[[str], list[Finding]] | None = None,
         common: Mapping[str, frozenset[Tokens]] | None = None,
+        ordinary: Mapping[str, frozenset[str]] | None = None,
     ) -> None:
         if len(secret) < MIN_SECRET_BYTES:
             raise ConfigError(
@@ -123,6 +124,7 @@ class Scrubber:
         self._secret = secret
         self._tagger = tagger or Tagger.load()
         self._common = common or {}
+        self._ordinary = ordinary or {}
         self._found = lru_cache(_MEMORY)(self._find)
 
     def findings(self, text: str) -> list[Finding]:
@@ -145,7 +147,9 @@ class Scrubber:
             raise StoreError(f"The record {stored.id!r} was kept without its content.", hint="Turn capture on.")
         contents = _Contents.of(stored)
         surrogates = self.surrogates(stored.key, stored.id if stored.episode is None else stored.episode)
-        contents.scrub(self._found, surrogates, self._common.get(stored.key, frozenset()))
+        nothing = frozenset[Any]()
+        common, ordinary = (known.get(stored.key, nothing) for known in (self._common, self._ordinary))
+        contents.scrub(self._found, surrogates, common, ordinary)
         episode = None if stored.episode is None else self._key("pseudonym", stored.key, stored.episode)[:16].hex()
         return _record(stored, episode, contents)
 
@@ -200,9 +204,10 @@ class _Contents:
         find: Callable[[str], Iterable[Finding]],
         surrogates: Surrogates,
         common: frozenset[Tokens] = frozenset(),
+        ordinary: frozenset[str] = frozenset(),
     ) -> None:
         """Finds in every text first, then replaces in each."""
-        marks = Marks(surrogates, common.union(_vocabulary(self.shared)))
+        marks = Marks(surrogates, common.union(_vocabulary(self.shared)), ordinary)
 
         def add(text: str, place: Place) -> list[Edit]:
             marks.add(text, structured(text) if place is Place.SHARED else find(text), place)

@@ -53,7 +53,7 @@ async def scrubber_of(store: Store, progress: Callable[[int], None] = lambda _: 
         progress(read)
         if read == NEWEST:
             break
-    return Scrubber(store.secret(_PURPOSE), tagger, common.found())
+    return Scrubber(store.secret(_PURPOSE), tagger, common.found(), common.ordinary())
 
 
 async def write(

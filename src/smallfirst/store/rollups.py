@@ -70,8 +70,9 @@ class Span:
 
 def put_buckets_in_numbers(connection: Connection) -> None:
     """Schema 10: rows of facts hold any number of calls, so each call's bucket is one of its numbers."""
-    rows = connection.query(f"SELECT {_KEY}, numbers, bucket FROM facts")  # noqa: S608
-    connection.execute("DROP TABLE facts")
+    connection.execute("ALTER TABLE facts RENAME TO former_facts")  # waits for whoever writes, and lets nobody write
+    rows = connection.query(f"SELECT {_KEY}, numbers, bucket FROM former_facts")  # noqa: S608
+    connection.execute("DROP TABLE former_facts")
     connection.execute(f"CREATE TABLE facts ({_CELL}, numbers BYTEA NOT NULL)")
     insert_facts(connection, [(*cell, numbers + np.float64(bucket).tobytes()) for *cell, numbers, bucket in rows])
 

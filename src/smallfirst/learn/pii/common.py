@@ -6,15 +6,15 @@ stays. A customer comes back too: the values of an argument that the tagger ofte
 never common, nor is what identifies by its form.
 
 What is asked has such words as well. A word that is often written small is no name where it stands alone ("I'd like
-Ramen"), and a name that many episodes write, and that the tagger seldom takes for a person or an address, stays
-("SFO").
+Ramen"), unless the tagger mostly takes it for a person, and a name that many episodes write, and that it seldom takes
+for one, stays ("SFO").
 """
 
 from __future__ import annotations
 
 import re
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,12 +34,15 @@ LEAST_ANSWERS = 50
 """With a value for an argument, before any is called common."""
 SHARED = 0.7
 """Share of an argument's values that must be common, for it to be one that takes few."""
+PEOPLE_SMALL = 0.5
+"""Share of the places of a word that is often written small in which the tagger may take it for a person or address."""
 PEOPLE_ASKED, PEOPLE_ANSWERED = 0.35, 0.6
 """Share of people and addresses, as the tagger sees them in what was asked and in answers, from which on an argument is
 about these. It sees most people, and in answers, which are no sentences, some where there are none."""
 _MOST_VALUES = 2_000  # of an argument that may take few
-_LOOKED_AT = 5  # texts of each kind in which the tagger looks at a value
-_MOST_CHARACTERS = 2_000  # of such a text
+_LOOKED_AT = 5  # places of each kind at which the tagger looks at a value
+_LEAST_LOOKED_AT = 3  # for a name
+_BESIDE = 100  # characters on both sides of such a place
 _MOST_WORDS = 50_000  # of a tenant, and names
 _PERSONAL = frozenset({"PERSON", "ADDRESS"})
 _CAPITALS = re.compile(r"(?<![\w.@/-])[A-Z][\w'’&-]*(?: [A-Z][\w'’&-]*)*(?![\w@/-])")
@@ -48,7 +51,7 @@ _CAPITALS = re.compile(r"(?<![\w.@/-])[A-Z][\w'’&-]*(?: [A-Z][\w'’&-]*)*(?![
 
 @dataclass(slots=True)
 class _Value:
-    """How often a value was given, by which episodes (the first few), and some of the texts that it stands in."""
+    """How often a value was given, by which episodes (the first few), and some places where it stands, in context."""
 
     count: int = 0
     episodes: set[str] = field(default_factory=set)
@@ -60,13 +63,11 @@ class _Value:
         return len(self.episodes) >= EPISODES
 
     def add(self, count: int, episodes: Iterable[str], asked: Iterable[str]) -> None:
-        """More of the same; texts are kept once several episodes share the value."""
+        """More of the same, and places where it was asked."""
         self.count += count
         if len(self.episodes) < ASKING:
             self.episodes.update(episodes)
-        if self.shared:
-            for text in asked:
-                _keep(self.asked, [text])
+        self.asked += [*asked][: _LOOKED_AT - len(self.asked)]
 
 
 @dataclass(slots=True)
@@ -81,21 +82,23 @@ class _Asked:
         if (digest := hash(text)) in self.texts:
             return
         self.texts.add(digest)
-        for known, found in ((self.small, SMALL), (self.rows, _CAPITALS)):
-            for word in set(found.findall(text)):
-                if word in known or len(known) < _MOST_WORDS:
-                    known.setdefault(word, _Value()).add(1, [episode], [text])
+        for word in set(SMALL.findall(text)):
+            if word in self.small or len(self.small) < _MOST_WORDS:
+                self.small.setdefault(word, _Value()).add(1, [episode], ())
+        for row in {match.group(): match for match in _CAPITALS.finditer(text)}.values():
+            if row.group() in self.rows or len(self.rows) < _MOST_WORDS:
+                self.rows.setdefault(row.group(), _Value()).add(1, [episode], [_place(text, *row.span())])
 
-    def ordinary(self) -> frozenset[str]:
+    def ordinary(self) -> Mapping[str, _Value]:
         """Words that stand with a capital, but that several episodes write small, and often."""
-        capital = Counter[str]()
+        capital: dict[str, _Value] = defaultdict(_Value)
         for row, value in self.rows.items():
             for word in row.casefold().split(" "):
-                capital[word] += value.count
+                capital[word].add(value.count, (), value.asked)
         small = {word: value.count for word, value in self.small.items() if value.shared}
-        return frozenset(word for word, count in capital.items() if small.get(word, 0) >= SMALL_SHARE * count)
+        return {word: value for word, value in capital.items() if small.get(word, 0) >= SMALL_SHARE * value.count}
 
-    def names(self, ordinary: frozenset[str]) -> Mapping[str, _Value]:
+    def names(self, ordinary: Collection[str]) -> Mapping[str, _Value]:
         """The rows without ordinary words at their ends ("To Rome")."""
         found: dict[str, _Value] = defaultdict(_Value)
         for row, value in self.rows.items():
@@ -131,18 +134,25 @@ class CommonValues:
                 known.count += 1
                 if not known.shared:
                     known.episodes.add(episode)
-                _keep(known.answered, [text])
-                _keep(known.asked, (one for one in reversed(asked) if value in one))
+                _keep(known.answered, [text], value)
+                _keep(known.asked, reversed(asked), value)
+
+    def ordinary(self) -> Mapping[str, frozenset[str]]:
+        """Of each tenant, the words that are no names where they stand alone, in small letters."""
+        return {
+            tenant: frozenset(
+                word for word, value in asked.ordinary().items() if self._seldom(word, value, PEOPLE_SMALL)
+            )
+            for tenant, asked in self._asked.items()
+        }
 
     def found(self) -> Mapping[str, frozenset[Tokens]]:
-        """The common values and words of each tenant, in tokens."""
+        """The common values and names of each tenant, in tokens."""
         common: dict[str, set[Tokens]] = defaultdict(set)
         for tenant, asked in self._asked.items():
-            ordinary = asked.ordinary()
-            common[tenant] |= {(word,) for word in ordinary}
-            for name, value in asked.names(ordinary).items():
+            for name, value in asked.names(asked.ordinary()).items():
                 many = len(value.episodes) >= ASKING and not structured(name)
-                if many and self._share((name, text) for text in value.asked) <= PEOPLE_ASKED:
+                if many and self._seldom(name, value, PEOPLE_ASKED):
                     common[tenant].add(tokens_of(name))
         for (tenant, _, _), values in self._seen.items():
             answers = sum(value.count for value in values.values())
@@ -151,6 +161,10 @@ class CommonValues:
             if few and answers >= LEAST_ANSWERS and len(values) <= _MOST_VALUES and not self._people(shared):
                 common[tenant] |= {tokens_of(text) for text in shared if not structured(text)}
         return {tenant: frozenset(tokens - {()}) for tenant, tokens in common.items() if tokens}
+
+    def _seldom(self, name: str, value: _Value, most: float) -> bool:
+        """Whether the tagger takes a name for a person or an address in at most that share of enough places."""
+        return len(value.asked) >= _LEAST_LOOKED_AT and self._share((name, place) for place in value.asked) <= most
 
     def _people(self, values: Mapping[str, _Value]) -> bool:
         """Whether many of the values are people or addresses."""
@@ -161,17 +175,27 @@ class CommonValues:
     def _share(self, stands: Iterable[tuple[str, str]]) -> float:
         """The share of values that the tagger takes for people or addresses where they stand: (value, text)."""
         seen = [
-            any(f.kind in _PERSONAL and (f.text in value or value in f.text) for f in self._tagger(text))
-            for value, text in stands
+            any(f.kind in _PERSONAL and _within(f.text, value) for f in self._tagger(text)) for value, text in stands
         ]
         return sum(seen) / max(len(seen), 1)
 
 
-def _keep(texts: list[str], more: Iterable[str]) -> None:
-    """Keeps the first of `more`, as long as there are few and it is not too long."""
-    text = next(iter(more), None) if len(texts) < _LOOKED_AT else None
-    if text is not None and len(text) <= _MOST_CHARACTERS:
-        texts.append(text)
+def _within(one: str, other: str) -> bool:
+    """Whether one is a part of the other, in any letter case."""
+    one, other = one.casefold(), other.casefold()
+    return one in other or other in one
+
+
+def _place(text: str, start: int, end: int) -> str:
+    """What stands there, with what is beside it."""
+    return text[max(0, start - _BESIDE) : end + _BESIDE]
+
+
+def _keep(places: list[str], texts: Iterable[str], value: str) -> None:
+    """Keeps the first place of `value` in `texts`, as long as there are few."""
+    if len(places) < _LOOKED_AT:
+        found = ((text, text.find(value)) for text in texts)
+        places += [_place(text, at, at + len(value)) for text, at in found if at >= 0][:1]
 
 
 def _members(text: str) -> Iterator[tuple[str, str]]:

@@ -190,12 +190,16 @@ class _Values:
 class Marks:
     """The marks of one record: give it all texts and the answers' values, `settle`, and take the edits.
 
-    `vocabulary`: the names and enumerated values of the record's schemas, in tokens.
+    `vocabulary`: the names and enumerated values of the record's schemas, in tokens. `ordinary`: words, in small
+    letters, that are no names where they were found alone.
     """
 
-    def __init__(self, surrogates: Surrogates, vocabulary: frozenset[Tokens]) -> None:
+    def __init__(
+        self, surrogates: Surrogates, vocabulary: frozenset[Tokens], ordinary: frozenset[str] = frozenset()
+    ) -> None:
         self._surrogates = surrogates
         self._vocabulary = vocabulary
+        self._ordinary = ordinary
         self._texts: dict[tuple[Place, str], _Text] = {}
         self._small: set[str] = set()
         self._names: set[str] = set()
@@ -213,7 +217,7 @@ class Marks:
         for finding in findings:
             if finding.kind in STRUCTURED:
                 self._identifier(own, finding)
-            elif tokens_of(finding.text) not in self._vocabulary:
+            elif finding.text.casefold() not in self._ordinary and tokens_of(finding.text) not in self._vocabulary:
                 own.mark(own.span(finding)[0], self._identifying(finding.text, finding.kind))
                 self._name(finding)
 
