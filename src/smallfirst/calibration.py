@@ -422,9 +422,13 @@ def _kernel(points: Floats, landmarks: Floats, norms: Floats) -> Floats:
     """exp(-width |x - z|^2 / columns), shape (n, m); `norms` are those of the landmarks. Points without the last column
     have 0 there."""
     columns = landmarks.shape[1] - 1
-    apart = _norms(points)[:, None] + norms - 2 * points @ landmarks[:, : points.shape[1]].T
-    found: Floats = np.exp(-_WIDTH / max(columns, 1) * np.maximum(apart, 0.0))
-    return found
+    apart: Floats = points @ landmarks[:, : points.shape[1]].T
+    apart *= -2
+    apart += norms
+    apart += _norms(points)[:, None]
+    np.maximum(apart, 0.0, out=apart)
+    apart *= -_WIDTH / max(columns, 1)
+    return np.exp(apart, out=apart)
 
 
 def _table(rows: Sequence[Mapping[str, float]], names: Sequence[str]) -> Floats:
@@ -432,8 +436,8 @@ def _table(rows: Sequence[Mapping[str, float]], names: Sequence[str]) -> Floats:
     table = np.array([[row.get(name, math.nan) for name in names] for row in rows], dtype=np.float64)
     table = table.reshape(len(rows), len(names))
     table[~np.isfinite(table)] = math.nan
-    limited: Floats = np.clip(table, -_LARGEST, _LARGEST)
-    return limited
+    np.maximum(table, -_LARGEST, out=table)
+    return np.minimum(table, _LARGEST, out=table)
 
 
 def _gaps(rows: Sequence[Mapping[str, float]], names: Sequence[str]) -> tuple[str, ...]:
@@ -446,22 +450,23 @@ def _gaps(rows: Sequence[Mapping[str, float]], names: Sequence[str]) -> tuple[st
 def _design(rows: Sequence[Mapping[str, float]], names: Sequence[str], gaps: Sequence[str]) -> Floats:
     """(n, columns): features, NaN where absent, then for each gap whether that feature is absent."""
     lacking, counts = _columns(tuple(names), tuple(gaps))
-    design = np.empty((len(rows), len(names) + len(gaps)))
-    table = design[:, : len(names)]
-    table[:] = _table(rows, names)
-    design[:, len(names) :] = np.isnan(table[:, lacking])
-    table[:, counts] = np.log1p(np.maximum(table[:, counts], 0.0))
-    return design
+    table = _table(rows, names)
+    absent = np.isnan(table[:, lacking])
+    np.log1p(np.maximum(table, 0.0), out=table, where=counts)
+    return np.concatenate([table, absent], axis=1)
 
 
 @lru_cache(maxsize=64)
-def _columns(names: tuple[str, ...], gaps: tuple[str, ...]) -> tuple[list[int], list[int]]:
-    """Where the features of `gaps` stand among `names`, and where the counts."""
-    return [names.index(name) for name in gaps], [n for n, name in enumerate(names) if name in _COUNTS]
+def _columns(names: tuple[str, ...], gaps: tuple[str, ...]) -> tuple[list[int], Bools]:
+    """Where the features of `gaps` stand among `names`, and which of these are counts, shape (names,)."""
+    return [names.index(name) for name in gaps], np.array([name in _COUNTS for name in names], dtype=bool)
 
 
 def _standardised(design: Floats, centre: Floats, scale: Floats) -> Floats:
-    points: Floats = np.minimum(np.maximum((design - centre) / scale, -_CLIP), _CLIP)
+    points: Floats = design - centre
+    points /= scale
+    np.maximum(points, -_CLIP, out=points)
+    np.minimum(points, _CLIP, out=points)
     points[np.isnan(points)] = 0.0
     return points
 
