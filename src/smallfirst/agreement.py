@@ -11,6 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from smallfirst.evidence import Kind
@@ -71,12 +72,31 @@ class _Call:
     arguments: Any
 
 
-def _calls(request: Request, choice: Choice) -> list[_Call]:
-    if not choice.tool_calls:
-        return []
-    schemas = {tool.name: tool.parameters for tool in request.tools}
-    found = [_canonical_form(call.name, call.arguments, schemas.get(call.name, {})) for call in choice.tool_calls]
-    return sorted(found, key=lambda call: call.text)
+def _calls(request: Request, choice: Choice) -> tuple[_Call, ...]:
+    return _calls_of(_Answered(request, choice)) if choice.tool_calls else ()
+
+
+class _Answered:
+    """An answer and the tools that it was asked with, by identity: answers are compared with each other both ways."""
+
+    __slots__ = ("choice", "tools")
+
+    def __init__(self, request: Request, choice: Choice) -> None:
+        self.tools, self.choice = request.tools, choice
+
+    def __hash__(self) -> int:
+        return hash((id(self.tools), id(self.choice)))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Answered) and self.tools is other.tools and self.choice is other.choice
+
+
+@lru_cache(maxsize=8)  # each entry keeps an answer
+def _calls_of(answered: _Answered) -> tuple[_Call, ...]:
+    schemas = {tool.name: tool.parameters for tool in answered.tools}
+    calls = answered.choice.tool_calls
+    found = [_canonical_form(call.name, call.arguments, schemas.get(call.name, {})) for call in calls]
+    return tuple(sorted(found, key=lambda call: call.text))
 
 
 def _agreement(
