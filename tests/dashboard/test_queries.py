@@ -27,7 +27,7 @@ from smallfirst.store.facts import bucket_of
 from smallfirst.types import Attempt, Choice, Completion, Feedback, Origin, Record, Request, ToolCall, Trial, Usage
 
 DAY = 86_400.0
-NOW = time.time() // DAY * DAY + 3600 * 12.5
+NOW = (time.time() // DAY - 1) * DAY + 3600 * 12.5  # yesterday, so that it is past at any hour
 ALL = Filters()
 MAIL = Filters(task="mail")
 

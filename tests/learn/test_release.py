@@ -96,7 +96,7 @@ async def test_a_version_may_be_registered_by_several_at_once(store: Store, adap
 
 async def test_what_is_not_an_adapter_of_the_base_is_refused(store: Store, adapter: Path, base: Path) -> None:
     """Missing, without a manifest, changed since its export, or of another base: nothing is kept."""
-    with pytest.raises(ModelFileError, match="There is no file"):
+    with pytest.raises(ModelFileError, match="There is no adapter"):
         await stage.register(store, "t", adapter.with_name("no.gguf"), str(base))
     with pytest.raises(ModelFileError, match="No weights"):
         await stage.register(store, "t", adapter, str(base.with_name("no.gguf")))

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
+from typing import Literal
 
 import msgspec
 import numpy as np
@@ -132,7 +133,7 @@ def version_of(task: str, adapter: Path | None, base: str | ModelConfig, evaluat
     if adapter is None:
         guard, sha256 = Path(model.guard).expanduser(), ""
         if model.guard:
-            sha256 = _sha256(guard, "`smallfirst guard` makes one.")
+            sha256 = _sha256("guard", guard)
             load(guard, model.coverage)
         name = version_id(task, table, weights, sha256, {})
         kept = str(_kept({"guard.json": guard}, sha256, name)) if model.guard else ""
@@ -171,7 +172,7 @@ def _anywhere(base: str) -> str:
 
 def _checked(adapter: Path, base_sha256: str) -> Manifest:
     """The manifest of an adapter that is what was exported, for weights of this sum."""
-    found = _sha256(adapter, "`smallfirst train` makes one.")
+    found = _sha256("adapter", adapter)
     manifest = read_manifest(adapter)
     if manifest is None:
         raise ModelFileError(
@@ -191,9 +192,10 @@ def _checked(adapter: Path, base_sha256: str) -> Manifest:
     return manifest
 
 
-def _sha256(path: Path, hint: str) -> str:
+def _sha256(what: Literal["adapter", "guard"], path: Path) -> str:
     if not path.is_file():
-        raise ModelFileError(f"There is no file {str(path)!r}.", hint=hint)
+        verb = {"adapter": "train", "guard": "guard"}[what]
+        raise ModelFileError(f"There is no {what} at {str(path)!r}.", hint=f"`smallfirst {verb}` makes one.")
     return models.file_sha256(path)
 
 
