@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from smallfirst.evidence import Kind
+from smallfirst.evidence import Kind, Same
 from smallfirst.schemas import JsonTextError, canonical_json, parse_json, resolve
-from smallfirst.types import Choice, Json, Request
+from smallfirst.types import Choice, Json, Request, Tool
 
 FEATURES: Mapping[str, Kind] = {
     "agree": "value",
@@ -73,29 +73,14 @@ class _Call:
 
 
 def _calls(request: Request, choice: Choice) -> tuple[_Call, ...]:
-    return _calls_of(_Answered(request, choice)) if choice.tool_calls else ()
+    return _calls_of(Same((request.tools, choice), request.tools, choice)) if choice.tool_calls else ()
 
 
-class _Answered:
-    """An answer and the tools that it was asked with, by identity: answers are compared with each other both ways."""
-
-    __slots__ = ("choice", "tools")
-
-    def __init__(self, request: Request, choice: Choice) -> None:
-        self.tools, self.choice = request.tools, choice
-
-    def __hash__(self) -> int:
-        return hash((id(self.tools), id(self.choice)))
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Answered) and self.tools is other.tools and self.choice is other.choice
-
-
-@lru_cache(maxsize=8)  # each entry keeps an answer
-def _calls_of(answered: _Answered) -> tuple[_Call, ...]:
-    schemas = {tool.name: tool.parameters for tool in answered.tools}
-    calls = answered.choice.tool_calls
-    found = [_canonical_form(call.name, call.arguments, schemas.get(call.name, {})) for call in calls]
+@lru_cache(maxsize=8)  # each entry keeps an answer; answers are compared with each other both ways
+def _calls_of(answered: Same[tuple[Sequence[Tool], Choice]]) -> tuple[_Call, ...]:
+    tools, choice = answered.value
+    schemas = {tool.name: tool.parameters for tool in tools}
+    found = [_canonical_form(call.name, call.arguments, schemas.get(call.name, {})) for call in choice.tool_calls]
     return tuple(sorted(found, key=lambda call: call.text))
 
 

@@ -27,7 +27,7 @@ from smallfirst.compress.base import Compressor, Lead
 from smallfirst.compress.compressor import CompressorBackend, Settings
 from smallfirst.compress.extract import Bm25, Extract
 from smallfirst.compress.summary import Summary
-from smallfirst.config import Config, ModelConfig, Policy
+from smallfirst.config import Config, ModelConfig, Policy, askable
 from smallfirst.errors import ConfigError, ModelFileError
 from smallfirst.prices import Price, PriceList
 from smallfirst.registry import Version
@@ -187,7 +187,7 @@ class Versions:
         return Candidate(Stage(version.id, engine, version.id, small=True, adapter=adapter, timeout_s=model.timeout_s))
 
     async def _paired(self, version: Version, model: ModelConfig) -> Candidate:
-        able = [name for name, each in self._config.models.items() if each.backend != "compressor"]
+        able = askable(self._config.models)
         if missing := [name for name in model.asks if name not in able]:
             hint = f"Configured are: {', '.join(able)}. Add the table, or roll the version back."
             raise ConfigError(f"{version.id} asks the models {missing!r}, which are not configured here.", hint=hint)

@@ -16,13 +16,12 @@ from bisect import bisect_right
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import accumulate
-from operator import is_
 from typing import Any, Literal
 
 from msgspec import Struct
 
 from smallfirst import agreement, evidence
-from smallfirst.evidence import Kind, message_texts
+from smallfirst.evidence import Kind, Same, message_texts
 from smallfirst.schemas import JsonTextError, canonical_json, parse_json
 from smallfirst.types import Choice, Completion, Request, TokenLogprob, ToolCall, Verdict
 
@@ -169,27 +168,13 @@ def features(
 def request_features(request: Request) -> dict[str, float]:
     """Features of the request alone: tools (callable ones), schema_chars (canonical JSON of their and the answer's
     schemas), prompt_chars (texts of the messages), and `evidence.request_evidence`."""
-    return dict(_features_of(_Asked(request)))
-
-
-class _Asked:
-    """A request by the identity of what is asked, which stays the same from stage to stage."""
-
-    def __init__(self, request: Request) -> None:
-        self.request = request
-        self._parts = (request.messages, request.tools, request.tool_choice, request.response_format)
-        self._hash = hash(tuple(map(id, self._parts)))
-
-    def __hash__(self) -> int:
-        return self._hash
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Asked) and all(map(is_, self._parts, other._parts))
+    same = Same(request, request.messages, request.tools, request.tool_choice, request.response_format)
+    return dict(_features_of(same))
 
 
 @lru_cache(maxsize=8)  # each entry keeps a whole request
-def _features_of(asked: _Asked) -> Mapping[str, float]:
-    request = asked.request
+def _features_of(asked: Same[Request]) -> Mapping[str, float]:
+    request = asked.value
     tools = request.callable_tools
     schema = request.response_format.schema
     chars = sum(map(evidence.schema_chars, tools.values())) + (0 if schema is None else len(canonical_json(schema)))

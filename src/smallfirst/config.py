@@ -319,6 +319,11 @@ def _check(config: Config, source: str) -> None:
         raise ConfigError(f"{source}: server.port is {config.server.port}; allowed are 0 to 65535.")
 
 
+def askable(models: Mapping[str, ModelConfig]) -> list[str]:
+    """The models that a compressor may ask: those that shorten nothing themselves."""
+    return [name for name, model in models.items() if model.backend != "compressor"]
+
+
 def _check_pair(where: str, model: ModelConfig, models: Mapping[str, ModelConfig]) -> None:
     """The models that a compressor asks: they exist, and shorten nothing themselves."""
     if model.backend != "compressor":
@@ -329,7 +334,7 @@ def _check_pair(where: str, model: ModelConfig, models: Mapping[str, ModelConfig
     elif model.compressor or model.sentences:
         hint = 'Write mode = "summary", or leave `compressor` and `sentences` out.'
         raise ConfigError(f"{where} has mode {model.mode!r}, which asks no model for notes.", hint=hint)
-    allowed = [name for name, each in models.items() if each.backend != "compressor"]
+    allowed = askable(models)
     for key, name in asked.items():
         if name not in allowed:
             known = f"Allowed is one of: {', '.join(allowed)}." if allowed else "Add a table of another model."

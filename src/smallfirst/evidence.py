@@ -13,10 +13,12 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar
 
 from smallfirst.schemas import JsonTextError, canonical_json, parse_json
 from smallfirst.types import Choice, Json, Request, Tool
+
+T = TypeVar("T")
 
 MAX_CHARS = 8_000
 """Of the conversation the last so many characters are looked at."""
@@ -210,8 +212,25 @@ class _Said:
     arguments: dict[str, frozenset[str]]
 
 
-class _Same:
-    """A tool as a key that is equal to the same object only, so that looking it up costs nothing."""
+class Same(Generic[T]):
+    """A key that carries `value` and is equal for the very same `parts` only, so that looking it up reads none of
+    them. It keeps them, so that their identity stays theirs."""
+
+    __slots__ = ("_ids", "_parts", "value")
+
+    def __init__(self, value: T, *parts: object) -> None:
+        self.value, self._parts = value, parts
+        self._ids = tuple(map(id, parts))
+
+    def __hash__(self) -> int:
+        return hash(self._ids)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Same) and self._ids == other._ids
+
+
+class _SameTool:
+    """The same for one tool, looked up ten times for an answer and so leaner."""
 
     __slots__ = ("tool",)
 
@@ -222,15 +241,15 @@ class _Same:
         return id(self.tool)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and self.tool is other.tool
+        return isinstance(other, _SameTool) and self.tool is other.tool
 
 
 def _said(tool: Tool) -> _Said:
-    return _said_of(_Same(tool))
+    return _said_of(_SameTool(tool))
 
 
 @lru_cache(maxsize=256)
-def _said_of(same: _Same) -> _Said:
+def _said_of(same: _SameTool) -> _Said:
     tool = same.tool
     return _said_by(tool.name, tool.description, canonical_json(tool.parameters))
 

@@ -131,9 +131,7 @@ class CommonValues:
                 if value not in values and len(values) > _MOST_VALUES:
                     continue
                 known = values.setdefault(value, _Value())
-                known.count += 1
-                if not known.shared:
-                    known.episodes.add(episode)
+                known.add(1, [episode], ())
                 _keep(known.answered, [text], value)
                 _keep(known.asked, reversed(asked), value)
 
