@@ -223,7 +223,8 @@ def main() -> None:
     for row in rows:
         median = row["median ms"]
         assert isinstance(median, stats.Figure)
-        shown = f"{median.value:.0f} [{median.low or 0:.0f}, {median.high or 0:.0f}]"
+        bounds = ("-" if bound is None else f"{bound:.0f}" for bound in (median.low, median.high))  # too few rounds
+        shown = f"{median.value:.0f} [{', '.join(bounds)}]"
         table.add_row(str(row["page"]), shown, f"{row['slowest ms']:.0f}", f"{row['bytes'] / 1024:.0f}")  # type: ignore[operator]
     Console().print(table)
 

@@ -20,13 +20,12 @@ from smallfirst.store.database import Connection, Row, insert
 from smallfirst.types import Attempt, Completion, Feedback, Json, Record, Request, Trial, Usage, Verdict, Violation
 
 RECORD_COLUMNS = (
-    "id, created_at, task, mode, decision, reason, status, seconds, config_hash, served, wire, requested_model, "
-    "served_model, key_id, user_hash, episode_hash, payload, rollout, arm, share, pending"
+    f"{facts.RECORD}, mode, reason, config_hash, wire, requested_model, served_model, user_hash, episode_hash, "
+    "payload, rollout, arm, share, pending"
 )
 ATTEMPT_COLUMNS = (
-    "record_id, n, stage, backend, model, kind, decision, reason, small, answered, violations, confidence, "
-    "probability, cost_usd, cost_usd_local_free, seconds, first_token_s, input_tokens, output_tokens, "
-    "cached_input_tokens, cache_write_tokens, reasoning_tokens, busy_seconds, features, payload"
+    f"{facts.ATTEMPT}, n, stage, backend, model, confidence, seconds, first_token_s, cached_input_tokens, "
+    "cache_write_tokens, reasoning_tokens, busy_seconds, features, payload"
 )
 FEEDBACK_COLUMNS = "id, record_id, created_at, kind, source, number, payload"
 
@@ -78,9 +77,7 @@ class Payload(msgspec.Struct, omit_defaults=True):
         return [h for hs in self.split.values() for h in hs] + [*self.whole.values(), *(self.messages or ())]
 
 
-_DECISION, _COST = (ATTEMPT_COLUMNS.split(", ").index(name) for name in ("decision", "cost_usd"))
-_of_record = facts.picker(facts.RECORD, RECORD_COLUMNS)
-_of_attempt = facts.picker(facts.ATTEMPT, ATTEMPT_COLUMNS)
+_N, _DECISION, _COST = (ATTEMPT_COLUMNS.split(", ").index(name) for name in ("n", "decision", "cost_usd"))
 _decode_payload = msgspec.json.Decoder(Payload).decode
 # Log-probabilities are many numbers, some of them infinite: MessagePack holds them and is quick.
 _encode_attempt = msgspec.msgpack.Encoder().encode
@@ -131,25 +128,24 @@ class Codec:
             record.id,
             record.created_at,
             clean(record.task),
-            record.mode,
             record.decision,
-            clean(record.reason),
             record.status,
             record.seconds,
-            record.config_hash,
             record.served,
+            origin.key,
+            record.mode,
+            clean(record.reason),
+            record.config_hash,
             request.wire,
             clean(request.model),
             clean(served_model),
-            origin.key,
             self.hasher.origin("user", origin.user),
             self.hasher.origin("episode", origin.episode),
             payload,
             *_trial(record.trial),
         )
         attempts = [self.attempt(record.id, n, a, capture=capture) for n, a in enumerate(record.attempts)]
-        fact = facts.fact(_of_record(row), [_of_attempt(attempt) for attempt in attempts])
-        return RecordRows(row, attempts, contents, hour, fact)
+        return RecordRows(row, attempts, contents, hour, facts.fact(row, attempts))
 
     def attempt(self, record_id: str, n: int, attempt: Attempt, *, capture: bool) -> Row:
         """The row of one attempt. Upstream's own answer (`native`) is not kept: the completion says the same."""
@@ -163,24 +159,24 @@ class Codec:
             payload = self.sealer.seal(data, f"attempt:{record_id}:{n}")
         return (
             record_id,
-            n,
-            attempt.stage,
-            attempt.backend,
-            clean(attempt.model),
             attempt.kind,
             attempt.decision,
             clean(attempt.reason),
             int(attempt.small),
             int(completion is not None),
             " ".join(v.code for v in violations),
-            attempt.confidence,
             attempt.probability,
             attempt.cost_usd,
             attempt.cost_usd_local_free,
-            attempt.seconds,
-            attempt.first_token_s,
             usage.input_tokens,
             usage.output_tokens,
+            n,
+            attempt.stage,
+            attempt.backend,
+            clean(attempt.model),
+            attempt.confidence,
+            attempt.seconds,
+            attempt.first_token_s,
             usage.cached_input_tokens,
             usage.cache_write_tokens,
             usage.reasoning_tokens,
@@ -241,13 +237,14 @@ class Codec:
 
     def open_attempt(self, row: Row) -> Attempt:
         """The attempt of a row of ATTEMPT_COLUMNS."""
-        record_id, n, stage, backend, model, kind, decision, reason, small, answered, codes = row[:11]
-        usage = Usage(*row[17:23])
-        completion = Completion((), usage, model) if answered else None
+        record_id, kind, decision, reason, small, answered, codes, probability, usd, usd_local_free = row[:10]
+        n, stage, backend, model, confidence, seconds, first_token_s = row[12:19]
+        completion = Completion((), Usage(*row[10:12], *row[19:23]), model) if answered else None
         violations = tuple(Violation(code, "") for code in codes.split())
+        features, payload = row[23:]
         error = None
-        if row[24] is not None:
-            completion, violations, error = _decode_attempt(self.sealer.open(row[24], f"attempt:{record_id}:{n}"))
+        if payload is not None:
+            completion, violations, error = _decode_attempt(self.sealer.open(payload, f"attempt:{record_id}:{n}"))
         return Attempt(
             stage=stage,
             backend=backend,
@@ -258,13 +255,13 @@ class Codec:
             completion=completion,
             small=bool(small),
             verdict=Verdict(violations),
-            features=features_of(row[23]),
-            confidence=row[11],
-            probability=row[12],
-            cost_usd=row[13],
-            cost_usd_local_free=row[14],
-            seconds=row[15],
-            first_token_s=row[16],
+            features=features_of(features),
+            confidence=confidence,
+            probability=probability,
+            cost_usd=usd,
+            cost_usd_local_free=usd_local_free,
+            seconds=seconds,
+            first_token_s=first_token_s,
             error=error,
         )
 
@@ -355,7 +352,7 @@ def insert_later(
     decisions = [attempt[_DECISION] for attempt in attempts]
     if decisions[:1] == ["shadow"] and "audit" not in decisions:
         usd = sum(attempt[_COST] or 0.0 for attempt in attempts)
-        rollups.insert_shadow(connection, place[0], usd, attempts[0][:2])
+        rollups.insert_shadow(connection, place[0], usd, (record_id, attempts[0][_N]))
         insert_attempts(connection, attempts)
         return True
     with rollups.followed(connection, [record_id]):

@@ -9,8 +9,7 @@ What is counted is what `rows.RecordSummary` says of a call.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from operator import itemgetter
+from collections.abc import Iterable, Sequence
 from struct import Struct
 
 import numpy as np
@@ -70,21 +69,24 @@ ATTEMPT = (
 )
 _AT = {name: n for n, name in enumerate(MEASURES)}
 _END = {"accept": "accepted", "escalate": "escalated"}
+_ENDS = (*_END.values(), "abstained")
+_WAYS = {
+    **{(False, False, end): _AT["direct_abstained" if end == "abstained" else "direct"] for end in _ENDS},
+    **{(True, False, end): _AT[f"first_{end}"] for end in _ENDS},
+    **{(True, True, end): _AT[f"repaired_{end}"] for end in _ENDS},
+}
+"""Which way a call went, by whether small models were asked, whether they repaired, and how it ended."""
 _NO_PAIR = (0.0,) * 8
 _PACKED = Struct(f"{len(FIELDS)}d")
+_pack = _PACKED.pack
 SIZE = _PACKED.size
 """The bytes of one call's numbers."""
 
 
-def picker(columns: str, among: str) -> Callable[[Row], Row]:
-    """Picks `columns` out of rows of the columns `among`."""
-    names = among.split(", ")
-    return itemgetter(*map(names.index, columns.split(", ")))
-
-
 def fact(record: Row, attempts: Sequence[Row], correct: float | None = None) -> Row:
-    """What a record adds: its columns `RECORD`, those `ATTEMPT` of its attempts in order, and its latest label."""
-    _, created_at, task, decision, status, seconds, served, key = record
+    """What a record adds: rows that begin with its columns `RECORD` and with those `ATTEMPT` of its attempts in order,
+    and its latest label."""
+    _, created_at, task, decision, status, seconds, served, key = record[:8]
     answer = None if served is None else attempts[served]
     cached = answer is not None and answer[1] == "cache"
     small = decision == "accept" and not cached
@@ -92,7 +94,8 @@ def fact(record: Row, attempts: Sequence[Row], correct: float | None = None) -> 
     free: float | None = 0.0
     afterwards = tokens_in = tokens_out = 0.0
     asked, repaired, escalated, late = small, False, False, False
-    for _, kind, decided, _, is_small, _, _, _, cost, cost_free, input_tokens, output_tokens in attempts:
+    for attempt in attempts:
+        _, kind, decided, _, is_small, _, _, _, cost, cost_free, input_tokens, output_tokens = attempt[:12]
         if late or decided in AFTERWARDS:
             late, afterwards = True, afterwards + (cost or 0.0)
             continue
@@ -103,30 +106,39 @@ def fact(record: Row, attempts: Sequence[Row], correct: float | None = None) -> 
             asked, escalated = asked or is_small, escalated or not is_small
             repaired = repaired or (is_small and kind == "repair")
     priced = usd is not None and free is not None
-    numbers = (
-        *(1.0, _way(cached, asked, repaired, decision), answer is not None),
+    packed = _pack(
+        1.0,
+        _AT["cache"] if cached else _WAYS[asked, repaired, _END.get(decision, "abstained")],
+        answer is not None,
         bool(attempts) and attempts[0][2] not in AFTERWARDS and _ok(attempts[0]),
-        *(answer is not None and _ok(answer), escalated, status >= 400, priced),
-        *((usd, free) if priced else (0.0, 0.0)),
-        *(afterwards, tokens_in, tokens_out),
+        answer is not None and _ok(answer),
+        escalated,
+        status >= 400,
+        priced,
+        usd if priced else 0.0,
+        free if priced else 0.0,
+        afterwards,
+        tokens_in,
+        tokens_out,
         *_pair(attempts, answer, cached, small, usd),
-        *((0.0, 0.0) if correct is None else (1.0, correct)),
+        correct is not None,
+        correct or 0.0,
         bucket_of(seconds),
     )
-    return (int(created_at // HOUR_S), task, key, _PACKED.pack(*numbers))
+    return (int(created_at // HOUR_S), task, key, packed)
 
 
 def shadow(created_at: float, task: str, key: str, usd: float) -> Row:
     """What a shadow of a record adds."""
     numbers = [0.0] * len(FIELDS)
     numbers[0], numbers[FIELDS.index("afterwards_usd")] = 1.0, usd
-    return (int(created_at // HOUR_S), task, key, _PACKED.pack(*numbers))
+    return (int(created_at // HOUR_S), task, key, _pack(*numbers))
 
 
 def taken_back(row: Row) -> Row:
     """What undoes the fact of one call."""
     sign, *numbers = _PACKED.unpack(row[3])
-    return (*row[:3], _PACKED.pack(-sign, *numbers))
+    return (*row[:3], _pack(-sign, *numbers))
 
 
 def together(rows: Iterable[Row]) -> list[Row]:
@@ -148,18 +160,19 @@ def bounds(bucket: int) -> tuple[float, float]:
 
 
 def measured(packed: bytes) -> tuple[Floats, NDArray[np.int64]]:
-    """The measures of facts, shape (facts, measures), and their buckets."""
-    numbers = np.frombuffer(packed).reshape(-1, len(FIELDS))
-    f = dict(zip(FIELDS, numbers.T, strict=True))
-    found = np.zeros((len(MEASURES), len(numbers)))
-    way, every = f["way"].astype(int), np.arange(len(numbers))
+    """The measures of facts, shape (measures, facts), and their buckets."""
+    numbers = np.frombuffer(packed).reshape(-1, len(FIELDS)).T.copy()  # each field in one piece
+    f = dict(zip(FIELDS, numbers, strict=True))
+    found = np.zeros((len(MEASURES), numbers.shape[1]))
+    way, every = f["way"].astype(int), np.arange(numbers.shape[1])
     found[way, every] = found[0] = way > 0
-    found[10:21] = numbers.T[2:13]
+    found[10:21] = numbers[2:13]
     found[_AT["pairs"] : _AT["audits"]] = f["pair"] * _of_pairs(f)
     weight = np.where(f["audit"] > 0, f["w"], 0.0)
     found[_AT["audits"] : _AT["labelled"]] = (f["audit"], weight, weight**2, weight * (1 - f["r"]))
     found[_AT["labelled"] :] = f["labelled"] * _of_labels(f)
-    return (found * f["sign"]).T, f["bucket"].astype(np.int64)
+    found *= f["sign"]
+    return found, f["bucket"].astype(np.int64)
 
 
 def _of_pairs(f: dict[str, Floats]) -> Floats:
@@ -179,15 +192,6 @@ def _of_labels(f: dict[str, Floats]) -> Floats:
 
 def _ok(attempt: Row) -> bool:
     return bool(attempt[5]) and not attempt[6]
-
-
-def _way(cached: bool, asked: bool, repaired: bool, decision: str) -> int:
-    """Which of the ways through the stages the call went; `asked` and `repaired` are of small models."""
-    if cached:
-        return _AT["cache"]
-    if not asked:
-        return _AT["direct_abstained" if decision == "abstain" else "direct"]
-    return _AT[f"{'repaired' if repaired else 'first'}_{_END.get(decision, 'abstained')}"]
 
 
 def _pair(

@@ -254,12 +254,10 @@ def _summed(rows: Iterable[Row]) -> tuple[dict[Row, Floats], dict[Row, int]]:
         return {}, {}
     measures, buckets = measured(b"".join(numbers for *_, numbers in cells))
     sizes = [len(numbers) // SIZE for *_, numbers in cells]
-    sums = np.add.reduceat(measures, np.cumsum([0, *sizes[:-1]]))
-    pairs, which = np.unique(
-        np.column_stack([np.repeat(np.arange(len(cells)), sizes), buckets]), axis=0, return_inverse=True
-    )
-    calls = np.bincount(which.ravel(), weights=measures[:, 0])
+    sums = np.add.reduceat(measures, np.cumsum([0, *sizes[:-1]]), axis=1)
+    width = int(buckets.max()) + 1
+    calls = np.bincount(np.repeat(np.arange(len(cells)), sizes) * width + buckets, weights=measures[0])
     return (
-        {tuple(cell): found for (*cell, _), found in zip(cells, sums, strict=True)},
-        {(*cells[n][:3], bucket): int(count) for (n, bucket), count in zip(pairs.tolist(), calls, strict=True)},
+        {tuple(cell): found for (*cell, _), found in zip(cells, sums.T, strict=True)},
+        {(*cells[n // width][:3], n % width): int(calls[n]) for n in np.flatnonzero(calls).tolist()},
     )
