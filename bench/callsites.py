@@ -1,11 +1,13 @@
 """Public sets as call sites: what an agent asks there, again and again, and the right answer to each call.
 
 `read` knows files of service calls as converted from SGD (with `tools_*.json` beside them), the folders of SNIPS and
-CrossWOZ, and that of CLINC150, whole or a domain of it (`clinc150/banking`).
+CrossWOZ, that of CLINC150, whole or a domain of it (`clinc150/banking`), and trajectories of tau-bench
+(`*-DOMAIN.json.gz` with `DOMAIN_tools.json` beside them).
 """
 
 from __future__ import annotations
 
+import gzip
 import json
 import random
 import zipfile
@@ -34,24 +36,28 @@ DOMAINS = {
     "work": "pto_request_status next_holiday insurance_change insurance meeting_schedule payday taxes income "
     "rollover_401k pto_balance pto_request w2 schedule_meeting direct_deposit pto_used",
 }
-CLINC, WOZ, SGD_ROW = "data_full.json", "*.json.zip", {"id", "service", "method", "arguments", "history"}
+CLINC, WOZ, TAU, SGD_ROW = (
+    "data_full.json",
+    "*.json.zip",
+    "*-*.json.gz",
+    {"id", "service", "method", "arguments", "history"},
+)
 SEARCHES = {"景点": "attraction", "餐馆": "restaurant", "酒店": "hotel", "地铁": "metro", "出租": "taxi"}
 NAMES = "Ana Ben Chloe David Elif Farid Grace Hugo Ines Jun Karim Lena Mei Noah Olga Priya Quinn Rosa Sam Tariq".split()
 LAST = "Adams Baker Chen Diaz Evans Fischer Garcia Haddad Ito Jansen Khan Lopez Meyer Novak Okafor Patel".split()
 DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
-Turns = tuple[tuple[str, str], ...]
+Turns = tuple[Json, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """A conversation up to a call, as (role, text), and the right answer: the `tool` to call with the arguments
-    `value`, or without a tool `value` as JSON. Calls of one episode belong together."""
+    """A conversation up to a call, as chat messages, and the message that is the right answer. Calls of one episode
+    belong together."""
 
     id: str
     episode: str
     turns: Turns
-    tool: str
-    value: Json
+    answer: Json
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +68,15 @@ class Site:
     calls: tuple[Said, ...]
     tools: tuple[Json, ...] = ()
     response_format: Json | None = None
+    tool_choice: str = "required"
 
-    def system(self, rng: random.Random) -> str:
-        """The system prompt of a conversation, with a date, a user's name and ids that `rng` draws."""
+    def messages(self, turns: Turns, rng: random.Random) -> tuple[Json, ...]:
+        """A conversation as an agent sends it: after a system prompt of its own, or else this site's with a date, a
+        user's name and ids that `rng` draws."""
+        own = bool(turns) and turns[0]["role"] == "system"
+        return turns if own else ({"role": "system", "content": self._system(rng)}, *turns)
+
+    def _system(self, rng: random.Random) -> str:
         who = f"{rng.choice(NAMES)} {rng.choice(LAST)}"
         date = f"{rng.choice(DAYS)}, 2025-{rng.randint(1, 12):02}-{rng.randint(1, 28):02}"
         opening = f"Today is {date}. You are talking to {who} (customer {rng.randrange(10**6):06}). "
@@ -86,9 +98,11 @@ def read(path: Path) -> dict[str, Site] | None:
         return {"snips": snips(path)}
     if any(path.glob(WOZ)):
         return {"crosswoz": crosswoz(path)}
+    if any(path.glob(TAU)):
+        return {f"tau:{file.name.removesuffix('.json.gz')}": tau(file) for file in sorted(path.glob(TAU))}
     raise ConfigError(
         f"There are no calls at {str(path)!r}.",
-        hint="Name a log, a file of SGD's calls, a folder of SNIPS, CLINC150 or CrossWOZ, or CLINC150/DOMAIN.",
+        hint="Name a log, a file of SGD's calls, CLINC150/DOMAIN, or a folder of SNIPS, CLINC150, CrossWOZ, tau-bench.",
     )
 
 
@@ -137,8 +151,9 @@ def _rows(path: Path) -> Iterator[Mapping[str, Any]]:
 
 
 def _of_dialogue(row: Mapping[str, Any]) -> Said:
-    turns = tuple(({"U": "user", "S": "assistant"}[who], text) for who, text in row["history"])
-    return Said(row["id"], str(row["id"]).rpartition("/")[0] or row["id"], turns, row["method"], row["arguments"])
+    turns = tuple(_turn({"U": "user", "S": "assistant"}[who], text) for who, text in row["history"])
+    answer = _answer(row["method"], row["arguments"])
+    return Said(row["id"], str(row["id"]).rpartition("/")[0] or row["id"], turns, answer)
 
 
 def _snips_rows(folder: Path, files: str) -> Iterator[tuple[str, str, dict[str, str]]]:
@@ -163,7 +178,7 @@ def snips(folder: Path, files: str = "*") -> Site:
     rows = list(_snips_rows(folder, files))
     tools = tuple(_tool(intent, "", schema) for intent, schema in _slots(rows).items())
     calls = tuple(
-        Said(f"{files}{n}", text, (("user", text),), intent, slots)
+        Said(f"{files}{n}", text, (_turn("user", text),), _answer(intent, slots))
         for n, (intent, text, slots) in enumerate(rows)
         if text
     )
@@ -177,7 +192,11 @@ def snips_intents(folder: Path) -> dict[str, Site]:
         f"snips:{intent}": Site(
             f"The user's utterance has the intent {intent}. Extract its slots word for word: "
             f"{', '.join(schema['properties'])}.",
-            tuple(Said("", text, (("user", text),), "", slots) for its, text, slots in rows if its == intent and text),
+            tuple(
+                Said("", text, (_turn("user", text),), _answer("", slots))
+                for its, text, slots in rows
+                if its == intent and text
+            ),
             response_format=_form("slots", schema),
         )
         for intent, schema in _slots(rows).items()
@@ -189,7 +208,7 @@ def clinc(folder: Path, domain: str, parts: Collection[str] = ("train", "val", "
     rows, intents = json.loads((folder / CLINC).read_bytes()), DOMAINS[domain].split()
     schema = {"type": "object", "properties": {"intent": {"enum": intents}}, "required": ["intent"]}
     calls = tuple(
-        Said(f"{part}{n}", text, (("user", text),), "", {"intent": intent})
+        Said(f"{part}{n}", text, (_turn("user", text),), _answer("", {"intent": intent}))
         for part in parts
         for n, (text, intent) in enumerate(rows[part])
         if intent in intents
@@ -207,7 +226,8 @@ def crosswoz(folder: Path) -> Site:
                 calls += _queries(name, dialogue["messages"])
     slots: dict[str, set[str]] = defaultdict(set)
     for said in calls:
-        slots[said.tool] |= set(said.value)
+        [call] = said.answer["tool_calls"]
+        slots[call["function"]["name"]] |= set(json.loads(call["function"]["arguments"]))
     tools = tuple(
         _tool(f"search_{name}", f"查询{place}", _texts(slots[f"search_{name}"])) for place, name in SEARCHES.items()
     )
@@ -215,14 +235,15 @@ def crosswoz(folder: Path) -> Site:
 
 
 def _queries(dialogue: str, messages: Sequence[Mapping[str, Any]]) -> Iterator[Said]:
-    turns, before = list[tuple[str, str]](), dict[str, dict[str, str]]()
+    turns, before = list[Json](), dict[str, dict[str, str]]()
     for message in messages:
         if message["role"] == "sys":
             for place, wanted in _searched(message["sys_state_init"]).items():
                 if wanted and wanted != before.get(place):
-                    yield Said(f"{dialogue}/{len(turns)}", dialogue, tuple(turns), f"search_{SEARCHES[place]}", wanted)
+                    answer = _answer(f"search_{SEARCHES[place]}", wanted)
+                    yield Said(f"{dialogue}/{len(turns)}", dialogue, tuple(turns), answer)
             before = _searched(message["sys_state"])
-        turns.append(({"usr": "user", "sys": "assistant"}[message["role"]], message["content"]))
+        turns.append(_turn({"usr": "user", "sys": "assistant"}[message["role"]], message["content"]))
 
 
 def _searched(state: Mapping[str, Any]) -> dict[str, dict[str, str]]:
@@ -231,6 +252,37 @@ def _searched(state: Mapping[str, Any]) -> dict[str, dict[str, str]]:
         place: {slot: value for slot, value in form.items() if value and slot != "selectedResults"}
         for place, form in state.items()
     }
+
+
+def tau(path: Path) -> Site:
+    """All that an agent said in recorded trajectories, tool calls and replies, right or not, after its own prompt.
+
+    Raises DataError without the domain's tools.
+    """
+    domain = path.name.removesuffix(".json.gz").rpartition("-")[2]
+    tools = path.with_name(f"{domain}_tools.json")
+    if not tools.is_file():
+        raise DataError(f"{path}: its tools are not there.", hint=f"Put them into {tools.name}, as a list of tools.")
+    calls = tuple(
+        Said(f"{episode}/{n}", f"{path.name}/{episode}", tuple(messages[:n]), message)
+        for episode, messages in enumerate(each["traj"] for each in json.loads(gzip.decompress(path.read_bytes())))
+        for n, message in enumerate(messages)
+        if message["role"] == "assistant"
+    )
+    return Site("", calls, tuple(json.loads(tools.read_bytes())), tool_choice="auto")
+
+
+def _turn(role: str, text: str) -> Json:
+    return {"role": role, "content": text}
+
+
+def _answer(tool: str, value: Json) -> Json:
+    """The call of `tool` with the arguments `value`; without a tool `value` as JSON."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    if not tool:
+        return _turn("assistant", text)
+    call = {"id": "call_1", "type": "function", "function": {"name": tool, "arguments": text}}
+    return {"role": "assistant", "content": None, "tool_calls": [call]}
 
 
 def _texts(slots: Collection[str]) -> Json:

@@ -3,10 +3,11 @@
     calls -> import -> scrub -> tasks -> of each task, the largest first: dataset -> train -> evaluate
 
 --calls names a file of service calls as converted from SGD (tools beside it, in `tools_*.json`), a folder of SNIPS,
-CLINC150 (or a domain of it) or CrossWOZ, or a log: anything that `smallfirst import` reads. Several are mixed. Calls of
-a set are written as an agent's log, with a system prompt and the tools of their site, the right answers as those of a
-large model at gpt-4o's list price; dialogues are episodes, in random order. All is kept in --work: run again, it goes
-on where it was cut off, and what was measured with the same options is not measured again. Nothing is released.
+CLINC150 (or a domain of it), CrossWOZ or tau-bench, or a log: anything that `smallfirst import` reads. Several are
+mixed. Calls of a set are written as an agent's log, with a system prompt and the tools of their site (tau-bench: as
+recorded), the right answers (there: the recorded ones) as those of a large model at gpt-4o's list price; dialogues are
+episodes, in random order. All is kept in --work: run again, it goes on where it was cut off, and what was measured with
+the same options is not measured again. Nothing is released.
 
     minutes, tokens/s   of training, ended by --minutes at the latest (0: when the calibration split shows no gain)
     exact               the specialist's whole calls that are right, type-aware, as served (B3)
@@ -102,18 +103,13 @@ def asks(sites: Mapping[str, Site], each: int, seed: int) -> Iterator[Ask]:
 
 
 def _ask(name: str, site: Site, said: Said, seed: int) -> Ask:
-    system = {"role": "system", "content": site.system(random.Random(f"{seed}/{said.episode}"))}
-    turns = [{"role": role, "content": text} for role, text in said.turns]
-    body: Row = {"model": NAME, "messages": [system, *turns], "temperature": 0}
+    messages = site.messages(said.turns, random.Random(f"{seed}/{said.episode}"))
+    body: Row = {"model": NAME, "messages": messages, "temperature": 0}
     if site.tools:
-        body |= {"tools": list(site.tools), "tool_choice": "required", "parallel_tool_calls": False}
+        body |= {"tools": list(site.tools), "tool_choice": site.tool_choice, "parallel_tool_calls": False}
     if site.response_format:
         body["response_format"] = site.response_format
-    gold: Row = {"role": "assistant", "content": msgspec.json.encode(said.value).decode()}
-    if said.tool:
-        function = {"name": said.tool, "arguments": gold["content"]}
-        gold |= {"content": None, "tool_calls": [{"id": "call_1", "type": "function", "function": function}]}
-    return Ask(name, said.episode, body, gold)
+    return Ask(name, said.episode, body, said.answer)
 
 
 @dataclass(frozen=True, slots=True)

@@ -86,8 +86,7 @@ def draw(of: Mapping[str, Site], seed: int) -> tuple[list[Call], list[str], list
 
 def sent(site: Site, turns: Turns, rng: random.Random) -> Call:
     """The call as an agent would send it."""
-    system = {"role": "system", "content": site.system(rng)}
-    messages = (system, *({"role": role, "content": text} for role, text in turns))
+    messages = site.messages(turns, rng)
     tools, form = tuple(rng.sample(site.tools, len(site.tools))), site.response_format
     if rng.random() < 0.5:
         tools = tuple({**tool, "function": revised(tool["function"], "parameters")} for tool in tools)

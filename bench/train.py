@@ -91,10 +91,9 @@ def asked(site: Site) -> list[Call]:
     assert schema is not None
     shared, found = replace(shared, constraint=Constraint(schema)), []
     for said in site.calls:
-        value = json.dumps(said.value)
-        right = Choice(tool_calls=(ToolCall("", said.tool, value),)) if said.tool else Choice(value)
-        messages = tuple({"role": role, "content": text} for role, text in said.turns)
-        found.append(Call(said.id, said.episode, replace(shared, messages=messages), right))
+        called = [each["function"] for each in said.answer.get("tool_calls", ())]
+        right = Choice(said.answer["content"] or "", tuple(ToolCall("", c["name"], c["arguments"]) for c in called))
+        found.append(Call(said.id, said.episode, replace(shared, messages=said.turns), right))
     return found
 
 

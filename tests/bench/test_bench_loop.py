@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import random
 import zipfile
@@ -138,3 +139,25 @@ def test_sets_are_read_as_call_sites(tmp_path: Path) -> None:
     assert calls["crosswoz"] == {"name": "search_restaurant", "arguments": '{"名称":"全聚德"}'}
     assert [message["role"] for message in made["crosswoz"].body["messages"]] == ["system", "user"]
     assert len(made["crosswoz"].body["tools"]) == 5
+
+
+def test_trajectories_are_read_as_they_were_recorded(tmp_path: Path) -> None:
+    """Every turn of the agent is a call after its own prompt, replies too; the domain's tools must be there."""
+    call = {"id": "c", "type": "function", "function": {"name": "FindTable", "arguments": '{"city":"Oslo"}'}}
+    talk = [
+        {"role": "system", "content": "Policy"},
+        {"role": "user", "content": "A table"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "c", "content": "4"},
+        {"role": "assistant", "content": "Table 4."},
+    ]
+    (tmp_path / "big-model-airline.json.gz").write_bytes(gzip.compress(json.dumps([{"traj": talk}] * 2).encode()))
+    with pytest.raises(DataError, match="its tools are not there"):
+        read(tmp_path)
+    (tmp_path / "airline_tools.json").write_text(json.dumps([{"type": "function", "function": FIND}]))
+    made = list(bench.asks(read(tmp_path) or {}, 0, 0))
+    assert [ask.site for ask in made] == ["tau:big-model-airline"] * 4
+    assert len({ask.episode for ask in made}) == 2
+    assert [list(ask.body["messages"]) for ask in made[:2]] == [talk[:2], talk[:4]]
+    assert [ask.gold for ask in made[:2]] == [talk[2], talk[4]]
+    assert made[0].body["tool_choice"] == "auto"
