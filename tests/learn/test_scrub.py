@@ -5,16 +5,32 @@ from __future__ import annotations
 import base64
 import json
 import re
+import tempfile
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from smallfirst.errors import ConfigError, DataError, StoreError
 from smallfirst.learn.pii.patterns import Finding
-from smallfirst.learn.scrub import ScrubbedRecord, Scrubber, decode, encode, leaks, shared_surrogates
-from smallfirst.store import StoredRecord
-from smallfirst.types import Attempt, Choice, Completion, Feedback, Json, ToolCall, Usage, Verdict, Violation
+from smallfirst.learn.scrub import ScrubbedRecord, Scrubber, decode, encode, leaks
+from smallfirst.learn.scrubbed import write
+from smallfirst.store import StoredRecord, open_store
+from smallfirst.types import (
+    Attempt,
+    Choice,
+    Completion,
+    Feedback,
+    Json,
+    Origin,
+    Record,
+    Request,
+    ToolCall,
+    Usage,
+    Verdict,
+    Violation,
+)
 
 PEOPLE = {"Mia Li": "PERSON", "Will Stone": "PERSON", "Paris": "LOCATION", "Berlin": "LOCATION", "张伟": "PERSON"}
 
@@ -101,10 +117,25 @@ def test_episodes_and_tenants_do_not_share_surrogates() -> None:
     here = scrubbed_text(text)
     assert scrubbed_text(text, id="r2") == here
     others = [scrubbed_text(text, episode="e2"), scrubbed_text(text, key="other"), SCRUBBER.text(text, "e1")]
-    others.append(scrubbed_text(text, episode=None))
-    assert len({here, *others}) == 5
-    assert shared_surrogates([text], SCRUBBER, Scrubber(b"another secret..", tagger)) == []
-    assert shared_surrogates([text], SCRUBBER, SCRUBBER) == ["Mia Li", "mia@acme.com"]
+    others += [scrubbed_text(text, episode=None), Scrubber(b"another secret..", tagger).text(text, "e1")]
+    assert len({here, *others}) == 6
+
+
+@pytest.mark.parametrize("apart", [True, False])
+async def test_an_export_that_links_tenants_leaks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, apart: bool) -> None:
+    """An address that two tenants' calls have must be another one in each; were it not, the export would say so."""
+    store = await open_store(f"sqlite:///{tmp_path}/calls.db")
+    asked = user("Write to mia.lindgren@acme.com")
+    for key in ("one", "two"):
+        request = Request("chat", {"model": "m", "messages": [asked]}, "m", (asked,), origin=Origin(key=key))
+        await store.append(Record(key, 1.0, request, "t", "observe", (), None, "abstain", "", 200, 1.0, "c"))
+    if not apart:
+        monkeypatch.setattr(Scrubber, "surrogates_of", lambda self, _: self._surrogates("", ""))
+    with tempfile.TemporaryFile() as made:
+        written = await write(store, made, scrubber=SCRUBBER)
+    await store.close()
+    assert written.records == 2
+    assert written.leaked == ([] if apart else [("one", None)])
 
 
 def test_tools_keep_names_arguments_and_enumerations() -> None:
@@ -211,8 +242,6 @@ def test_numbers_leak_with_any_separators() -> None:
 
 def test_a_scrubbed_record_is_made_by_this_stage_only() -> None:
     """Its constructor is named in scrub.py and nowhere else in the package."""
-    from pathlib import Path
-
     import smallfirst
 
     sources = Path(smallfirst.__file__).parent.rglob("*.py")

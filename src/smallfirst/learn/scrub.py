@@ -134,7 +134,7 @@ class Scrubber:
     def text(self, text: str, episode: str) -> str:
         """`text` scrubbed as a call of its own of the episode, encoded parts included."""
         contents = _Contents([{"content": text}], [], [], {})
-        contents.scrub(self._found, self.surrogates("", episode))
+        contents.scrub(self._found, self._surrogates("", episode))
         scrubbed: str = contents.messages[0]["content"]
         return scrubbed
 
@@ -146,15 +146,18 @@ class Scrubber:
         if not stored.captured:
             raise StoreError(f"The record {stored.id!r} was kept without its content.", hint="Turn capture on.")
         contents = _Contents.of(stored)
-        surrogates = self.surrogates(stored.key, stored.id if stored.episode is None else stored.episode)
+        surrogates = self.surrogates_of(stored)
         nothing = frozenset[Any]()
         common, ordinary = (known.get(stored.key, nothing) for known in (self._common, self._ordinary))
         contents.scrub(self._found, surrogates, common, ordinary)
         episode = None if stored.episode is None else self._key("pseudonym", stored.key, stored.episode)[:16].hex()
         return _record(stored, episode, contents)
 
-    def surrogates(self, tenant: str, episode: str) -> Surrogates:
-        """What stands in for a value in an episode of a tenant (an API key's public id)."""
+    def surrogates_of(self, stored: StoredRecord) -> Surrogates:
+        """What stands in for a value in a call: the same in all calls of an episode of a tenant, an API key."""
+        return self._surrogates(stored.key, stored.id if stored.episode is None else stored.episode)
+
+    def _surrogates(self, tenant: str, episode: str) -> Surrogates:
         return Surrogates(self._key("surrogates", tenant, episode))
 
     def _key(self, purpose: str, tenant: str, episode: str) -> bytes:
@@ -383,12 +386,3 @@ def _number(canary: str) -> str:
     """The digits of a canary that is a number; a text that stands nowhere for any other."""
     number = digits(canary)
     return number if len(number) >= 7 and not any(c.isalpha() for c in canary) else "\0\0"
-
-
-def shared_surrogates(texts: Iterable[str], one: Scrubber, other: Scrubber, episode: str = "") -> list[str]:
-    """The values in `texts` that both scrubbers replace alike, which would link two tenants: none, if their secrets
-    differ. Values of fewer than four letters and digits are left out, they meet by chance."""
-    found = {finding for text in texts for finding in one.findings(text)}
-    left, right = one.surrogates("", episode), other.surrogates("", episode)
-    long = (finding for finding in found if sum(c.isalnum() for c in finding.text) >= 4)
-    return sorted({f.text for f in long if (made := left(f.kind, f.text)) != f.text and made == right(f.kind, f.text)})

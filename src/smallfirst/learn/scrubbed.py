@@ -1,13 +1,14 @@
 """Stage: the records of a store as JSON lines without personal data, each line checked for leaks before it counts.
 
 A leak is a canary (a value that somebody planted or names) or an identifier of the record itself that still stands in
-its line, in any letter case or encoding (`scrub.leaks`).
+its line, in any letter case or encoding (`scrub.leaks`), or an identifier that is replaced as another tenant's is: that
+would link the two.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO
@@ -22,6 +23,9 @@ from smallfirst.store import RecordFilter, Store, StoredRecord
 
 _PURPOSE = "scrub"
 _LEAST_IDENTIFYING = 8
+_LINKING = frozenset({"CARD", "CN_IDENTITY", "EMAIL", "IBAN", "PHONE", "SECRET"})
+"""Kinds of identifiers that have so many surrogates that two tenants do not get the same one by chance."""
+_MOST_COMPARED = 100_000
 NEWEST = 50_000
 """Records in which values are looked for that many episodes share."""
 _EVERYTHING = RecordFilter()
@@ -30,7 +34,7 @@ _EVERYTHING = RecordFilter()
 @dataclass(slots=True)
 class Scrubbed:
     """What was written: `records`; how many were `refused`, by reason; and of each leak the record's id and the value's
-    number among the canaries, or None for an identifier of its own."""
+    number among the canaries, or None for an identifier."""
 
     records: int = 0
     refused: Counter[str] = field(default_factory=Counter)
@@ -73,7 +77,7 @@ async def write(
     used of what was written when the result tells of a leak. Raises StoreError when the store cannot be read.
     """
     scrubber = scrubber or await scrubber_of(store)
-    result, read = Scrubbed(), 0
+    result, tenants, read = Scrubbed(), _Tenants(scrubber), 0
     async for stored in store.export(wanted):
         if read == limit:
             break
@@ -83,7 +87,9 @@ async def write(
         except (StoreError, RequestError) as error:
             result.refused["kept without its content" if not stored.captured else f"no request: {error}"] += 1
             continue
-        result.leaked += [(record.id, place) for place in _leaked(stored, record, canaries)]
+        own = {identifier for text in _texts(stored) for identifier in _identifiers(text)}
+        places = [*_leaked(record, own, canaries), *([None] * tenants.alike(stored, own))]
+        result.leaked += [(record.id, place) for place in places]
         to.write(encode(record) + b"\n")
         result.records += 1
         show(record)
@@ -107,17 +113,38 @@ class Lines:
                 yield record
 
 
-def _leaked(stored: StoredRecord, record: ScrubbedRecord, canaries: Sequence[str]) -> list[int | None]:
-    """The numbers of the canaries that stand in the record's line, and None for each identifier of its own."""
-    own = sorted({value for text in _texts(stored) for value in _identifiers(text)} - set(canaries))
+class _Tenants:
+    """The identifiers of an export, the first `_MOST_COMPARED`, with whose they are and what stands in for them."""
+
+    def __init__(self, scrubber: Scrubber) -> None:
+        self._scrubber = scrubber
+        self._known: dict[str, tuple[str, str]] = {}
+
+    def alike(self, stored: StoredRecord, identifiers: Collection[tuple[str, str]]) -> int:
+        """How many of a record's identifiers, as (kind, text), are replaced as another tenant's are."""
+        surrogates = self._scrubber.surrogates_of(stored)
+        found = 0
+        for kind, text in identifiers:
+            if kind in _LINKING and (len(self._known) < _MOST_COMPARED or text in self._known):
+                made = surrogates(kind, text)
+                tenant, before = self._known.setdefault(text, (stored.key, made))
+                found += tenant != stored.key and before == made
+        return found
+
+
+def _leaked(
+    record: ScrubbedRecord, identifiers: Collection[tuple[str, str]], canaries: Sequence[str]
+) -> list[int | None]:
+    """The numbers of the canaries that stand in the record's line, and None for each of its identifiers that does."""
+    own = sorted({text for _, text in identifiers} - set(canaries))
     line = encode(replace(record, id="", episode=None)).decode()
     found = leaks(line, [*canaries, *own])
     return [canaries.index(value) if value in canaries else None for value in found]
 
 
-def _identifiers(text: str) -> Iterator[str]:
-    """The identifiers and secrets of a text that are too long to be met by chance."""
-    return (f.text for f in structured(text) if sum(c.isalnum() for c in f.text) >= _LEAST_IDENTIFYING)
+def _identifiers(text: str) -> Iterator[tuple[str, str]]:
+    """The identifiers and secrets of a text that are too long to be met by chance, as (kind, text)."""
+    return ((f.kind, f.text) for f in structured(text) if sum(c.isalnum() for c in f.text) >= _LEAST_IDENTIFYING)
 
 
 def _texts(stored: StoredRecord) -> Iterator[str]:
