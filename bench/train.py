@@ -2,7 +2,8 @@
 
     speed   rounds of the same calls, interleaved so that a busy machine is unfair to all alike: padded (PEFT, float32
             weights under bfloat16 autocast, padded batches, all logits), dense (PEFT, bfloat16 weights, conversations
-            read once, logits only where there are labels) and ours (`learn.llama`)
+            read once, logits only where there are labels), ours (`learn.llama`) and abreast (ours, the parts of a step
+            side by side, each on a core of its own, as `smallfirst train` does)
     served  trains with the settings that `smallfirst train` has, exports the adapter, and answers held-out calls under
             constraint in the embedded engine; an answer is right when the whole call is (`agreement.same_answer`)
 
@@ -25,6 +26,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -161,10 +163,12 @@ def speed(base: Base, examples: Sequence[Encoded], rounds: int) -> list[Json]:
     padded = new_adapter(base, "lora", 16, 32).float()
     of_peft, ours, plain = peft_logits(dense), LoraLlama(dense).logits, padded
     groups = together(examples, ROUND_TOKENS)
+    pool = ThreadPoolExecutor(torch.get_num_threads(), initializer=torch.set_num_threads, initargs=(1,))
     methods: dict[str, tuple[Any, Callable[[list[Group]], None]]] = {
         "padded": (padded, lambda part: _padded(plain, part)),
         "dense": (dense, lambda part: _shared(of_peft, part)),
         "ours": (dense, lambda part: _shared(ours, part)),
+        "abreast": (dense, lambda part: _abreast(ours, dense, part, pool)),
     }
     found: dict[str, list[tuple[float, float, int]]] = {name: [] for name in methods}
     optimizers = {id(m): torch.optim.AdamW([p for p in m.parameters() if p.requires_grad]) for m, _ in methods.values()}
@@ -207,6 +211,22 @@ def _shared(run: Callable[[Batch], Any], part: Sequence[Group]) -> None:
 
     batch = to_tensors(part)
     torch.nn.functional.cross_entropy(run(batch).float(), batch.targets).backward()
+
+
+def _abreast(run: Callable[[Batch], Any], model: Any, part: Sequence[Group], pool: ThreadPoolExecutor) -> None:
+    import torch
+
+    parameters = [p for p in model.parameters() if p.requires_grad]
+
+    def gradients(some: Sequence[Group]) -> Sequence[Any]:
+        batch = to_tensors(some)
+        loss = torch.nn.functional.cross_entropy(run(batch).float(), batch.targets)
+        return torch.autograd.grad(loss, parameters)
+
+    cores = torch.get_num_threads()
+    found = list(pool.map(gradients, [part[core::cores] for core in range(cores)]))
+    for parameter, *summands in zip(parameters, *found, strict=True):
+        parameter.grad = sum(summands[1:], summands[0]).contiguous()
 
 
 def _padded(model: Any, part: Sequence[Group]) -> None:

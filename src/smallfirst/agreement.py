@@ -73,14 +73,14 @@ class _Call:
 
 
 def _calls(request: Request, choice: Choice) -> tuple[_Call, ...]:
-    return _calls_of(Same((request.tools, choice), request.tools, choice)) if choice.tool_calls else ()
+    said = tuple((call.name, call.arguments) for call in choice.tool_calls)
+    return _calls_of(Same(request.tools, request.tools), said) if said else ()
 
 
-@lru_cache(maxsize=8)  # each entry keeps an answer; answers are compared with each other both ways
-def _calls_of(answered: Same[tuple[Sequence[Tool], Choice]]) -> tuple[_Call, ...]:
-    tools, choice = answered.value
-    schemas = {tool.name: tool.parameters for tool in tools}
-    found = [_canonical_form(call.name, call.arguments, schemas.get(call.name, {})) for call in choice.tool_calls]
+@lru_cache(maxsize=8)  # answers are compared with each other both ways, and often are the very same
+def _calls_of(tools: Same[Sequence[Tool]], said: tuple[tuple[str, str], ...]) -> tuple[_Call, ...]:
+    schemas = {tool.name: tool.parameters for tool in tools.value}
+    found = [_canonical_form(name, arguments, schemas.get(name, {})) for name, arguments in said]
     return tuple(sorted(found, key=lambda call: call.text))
 
 

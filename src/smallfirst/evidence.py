@@ -118,14 +118,20 @@ def answer_evidence(request: Request, choice: Choice) -> dict[str, float]:
     An answer that calls nothing though it might has calls 0 and uncalled_about: the greatest name_about of the tools.
     Without tools there are only grounded_min and grounded_mean, over the values of an answer that is JSON.
     """
-    text = _conversation(request)
-    tools = request.callable_tools
+    asked = Same(request, request.messages, request.tools, request.tool_choice)
+    return dict(_of_answer(asked, tuple((call.name, call.arguments) for call in choice.tool_calls), choice.text))
+
+
+@lru_cache(maxsize=8)  # each entry keeps a whole request; models that are compared often give the very same answer
+def _of_answer(asked: Same[Request], said: tuple[tuple[str, str], ...], answer: str) -> Mapping[str, float]:
+    text = _conversation(asked.value)
+    tools = asked.value.callable_tools
     if not tools:
-        return _grounded_answer(choice, text)
-    found = {"calls": float(len(choice.tool_calls))}
-    if not choice.tool_calls:
+        return _grounded_answer(answer, text)
+    found = {"calls": float(len(said))}
+    if not said:
         return found | {"uncalled_about": max(_share(_said(tool).name, text.stems) for tool in tools.values())}
-    calls = [(tools.get(call.name), _arguments(call.arguments)) for call in choice.tool_calls]
+    calls = [(tools.get(name), _arguments(arguments)) for name, arguments in said]
     different = {canonical_json([t.name if t else "", a]) for t, a in calls} if len(calls) > 1 else calls
     found["repeated_calls"] = float(len(calls) - len(different))
     found["tools_used_share"] = len({tool.name for tool, _ in calls if tool}) / len(tools)
@@ -189,10 +195,10 @@ def _aboutness(calls: Sequence[tuple[Tool | None, Json]], text: _Text) -> dict[s
     }
 
 
-def _grounded_answer(choice: Choice, text: _Text) -> dict[str, float]:
+def _grounded_answer(answer: str, text: _Text) -> dict[str, float]:
     """How well the values of an answer that is JSON are grounded."""
     try:
-        value = parse_json(choice.text)
+        value = parse_json(answer)
     except JsonTextError:
         return {}
     grounds = [_grounded(leaf, text, listed=False) for leaf in _leaves(value)]

@@ -191,6 +191,21 @@ def test_training_lowers_the_loss_and_leaves_its_curve(base: Base, tmp_path: Pat
     assert left == {"adapter_config.json", "adapter_model.safetensors", "curve.svg"}
 
 
+def test_parts_of_a_step_side_by_side_are_that_step(base: Base, tmp_path: Path) -> None:
+    """Steps of all examples in two parts, each on a core of its own, lead where the same steps in one part lead, and
+    leave torch's number of threads as it was."""
+    before = torch.get_num_threads()
+    config = replace(QUICK, epochs=4, step_tokens=4096, evaluations=1)
+    losses = []
+    for threads in (1, 2):
+        result = train.train(base, examples(8), examples(), tmp_path / str(threads), replace(config, threads=threads))
+        losses.append([point.loss for point in result.curve])
+    assert len(losses[0]) == 4
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+    assert losses[0][-1] < losses[0][0] / 1.2
+    assert torch.get_num_threads() == before
+
+
 def test_the_best_adapter_by_the_metric_is_kept(base: Base, tmp_path: Path) -> None:
     """Training ends when the metric stays worse for as long as patience lasts; the adapter that was best is left."""
     scores, kept = iter([0.5, 0.9, 0.1, 0.1]), []

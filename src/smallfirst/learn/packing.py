@@ -7,6 +7,7 @@ that of the examples alone, whatever they are computed with.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from smallfirst.types import Json
 if TYPE_CHECKING:
     from torch import Tensor
 
+_WINDOW = 8  # steps among which batches of one size are looked for
 _BLOCK = 128  # queries whose attention is computed at once: what none of them sees, later tokens, is left out
 
 
@@ -137,6 +139,18 @@ def batches(groups: Sequence[Group], most_tokens: int) -> Iterator[list[Group]]:
         taken += size
     if batch:
         yield batch
+
+
+def steps(order: random.Random, groups: Sequence[Group], most_tokens: int, abreast: int) -> Iterator[list[list[Group]]]:
+    """All groups in random order, as `abreast` batches at a time, which are computed side by side and so are of about
+    the same size; of together at most so many tokens, but for larger groups."""
+    shuffled = order.sample(groups, len(groups))
+    made = list(batches(shuffled, max(1, most_tokens // abreast)))
+    window = _WINDOW * abreast
+    for at in range(0, len(made), window):
+        near = sorted(made[at : at + window], key=lambda batch: sum(map(tokens_of, batch)))
+        together = [near[n : n + abreast] for n in range(0, len(near), abreast)]
+        yield from order.sample(together, len(together))
 
 
 def to_tensors(groups: Sequence[Group]) -> Batch:

@@ -279,18 +279,23 @@ async def _split(bench: Bench, index: Indices, acceptance: Acceptance | None) ->
 
 
 def decision_ms(bench: Bench, acceptance: Acceptance) -> float:
-    """CPU milliseconds a call that deciding takes: its route, the features of the small answers, their confidence and
-    the comparison with the threshold. Asking the models, validating and mending are not in it."""
+    """CPU milliseconds a call that deciding takes, as the cascade decides: its route, the features of the small
+    answers, the confidence in each that says something of its own, and the comparison with the threshold. Asking the
+    models, validating and mending are not in it."""
     some = range(min(len(bench.calls), _MEASURED))
     started = time.process_time()
     for i in some:
-        call, pair = bench.calls[i], (bench.small[i], bench.beside[i])
+        call, small, second = bench.calls[i], bench.small[i], bench.beside[i]
         bench.plan(call, acceptance)
-        for attempt, beside in (pair, pair[::-1]):
-            if attempt is not None and attempt.completion is not None:
-                others = [beside.completion] if beside is not None and beside.completion is not None else []
-                found = features(call.request, attempt.completion, attempt.verdict, others=others)
-                _ = acceptance.confidence(found) >= acceptance.threshold
+        if small.completion is None:
+            continue
+        answers = [] if second is None or second.completion is None else [second.completion]
+        sure = [acceptance.confidence(features(call.request, small.completion, small.verdict, others=answers))]
+        if second is not None and second.completion is not None:
+            found = features(call.request, second.completion, second.verdict, others=[small.completion])
+            if found.get("agree", 0.0) < 1:
+                sure.append(acceptance.beside(second.stage, found) or 0.0)
+        _ = max(sure) >= acceptance.threshold
     return 1e3 * (time.process_time() - started) / len(some)
 
 
