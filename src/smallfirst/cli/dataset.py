@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
 from smallfirst.cli.common import (
@@ -25,6 +25,7 @@ from smallfirst.cli.common import (
     task_named,
     with_store,
 )
+from smallfirst.cli.scrub import scrubbed
 from smallfirst.errors import ConfigError, DataError, unreadable
 from smallfirst.store import RecordFilter, Store
 
@@ -119,7 +120,7 @@ def _from_store(
     task: str, settings: Settings, config: Path | None, url: str | None, since: float | None
 ) -> tuple[Dataset, dict[str, Any]]:
     from smallfirst.learn.dataset import belonging, build
-    from smallfirst.learn.scrubbed import Lines, write
+    from smallfirst.learn.scrubbed import Lines
     from smallfirst.learn.tasks import task_of_row
 
     found: list[tuple[Dataset, dict[str, Any]]] = []
@@ -129,12 +130,10 @@ def _from_store(
         tasks = [task_of_row(row) for row in await db.tasks()]
         known = next((one for one in tasks if task in (one.id, one.name)), None)
         wanted = RecordFilter(task=None if known else task, since=since)  # calls of a found task need not carry its id
-        columns = (TextColumn("scrubbing"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with tempfile.TemporaryDirectory(prefix="smallfirst-") as folder:
             path = Path(folder) / "calls.jsonl"
-            with path.open("wb") as file, Progress(*columns, console=err, transient=True) as bar:
-                shown = bar.add_task("", total=await db.count(wanted))
-                result = await write(db, file, wanted, progress=lambda n: bar.update(shown, completed=n))
+            with path.open("wb") as file:
+                result = await scrubbed(db, file, wanted)
             if result.leaked:
                 where = ", ".join(dict.fromkeys(record for record, _ in result.leaked[:5]))
                 raise DataError(f"Scrubbing left identifiers in {len(result.leaked)} places, in {where}, ...")

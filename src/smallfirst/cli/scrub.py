@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 import tempfile
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Annotated
@@ -51,7 +52,7 @@ def scrub(
     """Write recorded calls as JSON lines without personal data, secrets and names. Nothing is written if any leaks."""
     need("phonenumbers")
     need("stdnum")
-    from smallfirst.learn.scrubbed import NEWEST, Scrubbed, scrubber_of, write
+    from smallfirst.learn.scrubbed import Scrubbed
 
     if as_json and output is None:
         raise ConfigError("--json tells what was written, and standard output holds the records.", hint="Give --out.")
@@ -61,24 +62,16 @@ def scrub(
     async def work(db: Store) -> None:
         nonlocal result
         wanted = RecordFilter(task=task, since=parse_since(since))
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with writing(output), tempfile.TemporaryFile(dir=output.absolute().parent if output else None) as made:
-            with Progress(*columns, console=err, transient=True) as bar:
-                found = bar.add_task("shared values", total=min(await db.count(RecordFilter()), NEWEST))
-                scrubber = await scrubber_of(db, lambda n: bar.update(found, completed=n))
-                count = await db.count(wanted)
-                shown = bar.add_task("scrubbing", total=count if limit is None else min(count, limit))
-                left = iter(range(show))
-                result = await write(
-                    db,
-                    made,
-                    wanted,
-                    limit=limit,
-                    canaries=planted,
-                    scrubber=scrubber,
-                    show=lambda record: None if next(left, None) is None else _show(record),
-                    progress=lambda n: bar.update(shown, completed=n),
-                )
+            left = iter(range(show))
+            result = await scrubbed(
+                db,
+                made,
+                wanted,
+                limit=limit,
+                canaries=planted,
+                show=lambda record: None if next(left, None) is None else _show(record),
+            )
             if not result.leaked:
                 _hand_over(made, output)
 
@@ -89,6 +82,36 @@ def scrub(
         _tell(result)
     if result.leaked or not result.records:
         raise typer.Exit(1)
+
+
+async def scrubbed(
+    db: Store,
+    to: IO[bytes],
+    wanted: RecordFilter,
+    *,
+    limit: int | None = None,
+    canaries: Sequence[str] = (),
+    show: Callable[[ScrubbedRecord], None] = lambda _: None,
+) -> Scrubbed:
+    """`learn.scrubbed.write` with the store's own scrubber, and bars for both."""
+    from smallfirst.learn.scrubbed import NEWEST, scrubber_of, write
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=err, transient=True) as bar:
+        found = bar.add_task("shared values", total=min(await db.count(RecordFilter()), NEWEST))
+        scrubber = await scrubber_of(db, lambda n: bar.update(found, completed=n))
+        count = await db.count(wanted)
+        shown = bar.add_task("scrubbing", total=count if limit is None else min(count, limit))
+        return await write(
+            db,
+            to,
+            wanted,
+            limit=limit,
+            canaries=canaries,
+            scrubber=scrubber,
+            show=show,
+            progress=lambda n: bar.update(shown, completed=n),
+        )
 
 
 def _values(path: Path) -> list[str]:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
 from smallfirst.cli.common import (
@@ -19,13 +18,13 @@ from smallfirst.cli.common import (
     JsonOption,
     SinceOption,
     StoreOption,
-    err,
     out,
     parse_since,
     print_json,
     tell,
     with_store,
 )
+from smallfirst.cli.scrub import scrubbed
 from smallfirst.errors import NotFoundError
 from smallfirst.extra import need
 from smallfirst.store import RecordFilter, Store
@@ -185,16 +184,13 @@ async def _scrubbed(db: Store, look: Callable[[Lines], Awaitable[None]], since: 
     """Call `look` with the store's calls, scrubbed once into a file that lives as long."""
     need("phonenumbers")
     need("stdnum")
-    from smallfirst.learn.scrubbed import Lines, write
+    from smallfirst.learn.scrubbed import Lines
 
     wanted = RecordFilter(since=parse_since(since))
-    columns = (TextColumn("scrubbing"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with tempfile.TemporaryDirectory(prefix="smallfirst-") as folder:
         path = Path(folder) / "calls.jsonl"
-        with path.open("wb") as file, Progress(*columns, console=err, transient=True) as bar:
-            count = await db.count(wanted)
-            shown = bar.add_task("", total=count if limit is None else min(count, limit))
-            await write(db, file, wanted, limit=limit, progress=lambda n: bar.update(shown, completed=n))
+        with path.open("wb") as file:
+            await scrubbed(db, file, wanted, limit=limit)
         await look(Lines(path))
 
 

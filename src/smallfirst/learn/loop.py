@@ -24,7 +24,7 @@ from smallfirst.errors import DataError, SmallfirstError, StoreError
 from smallfirst.learn import calibrate, tasks
 from smallfirst.learn.jobs import Jobs, Owned, TakenOver
 from smallfirst.learn.release import release as put
-from smallfirst.learn.scrubbed import Lines, write
+from smallfirst.learn.scrubbed import Lines, scrubber_of, write
 from smallfirst.learn.tasks import Figures, Found
 from smallfirst.learn.watch import Due, Seen, Triggers, Watched, due, of_task, watch
 from smallfirst.learn.workshop import STAGES, Round, Stage, Tell, Workshop
@@ -206,7 +206,10 @@ class Loop:
         draft = folder / f"{CALLS}.{os.getpid()}"
         total = max(await self._store.count(wanted), 1)
         with self._show("", "scrub") as tell, draft.open("wb") as file:
-            result = await write(self._store, file, wanted, progress=lambda n: tell(n / total, f"{n} records"))
+            scrubber = await scrubber_of(self._store, lambda n: tell(0.0, f"values shared by {n} records"))
+            result = await write(
+                self._store, file, wanted, scrubber=scrubber, progress=lambda n: tell(n / total, f"{n} records")
+            )
         if result.leaked:
             draft.unlink()
             where = ", ".join(dict.fromkeys(record for record, _ in result.leaked[:5]))
