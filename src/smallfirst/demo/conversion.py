@@ -74,7 +74,7 @@ class Plan:
 
     tickets: int = 440
     measured: int = 30
-    minutes: float = 1.5
+    minutes: float = 1.0
     notes: int = 280
     later: int = 40
     trial: int = 200

@@ -8,6 +8,7 @@ model is a configured one or, without, its own recorded answers at their recorde
 
 from __future__ import annotations
 
+import asyncio
 import math
 import time
 from collections import Counter
@@ -44,6 +45,7 @@ _KINDS: dict[usable.Kind, Kind] = {"feedback": "feedback", "execution": "executi
 _MODES: dict[Arm, Mode] = {"B0": "observe", "B1": "small_only", "B2": "small_only", "B3": "small_only", "B4": "enforce"}
 _COMPARED: tuple[Arm, ...] = ("B0", "B4")
 _USUAL = Settings()
+_AT_ONCE = 4
 
 
 async def evaluate(
@@ -239,15 +241,25 @@ class _Bench:
         return await ask(self.cascade, plan, asked, self.policy)
 
     async def sample(self, rows: Iterable[Row]) -> calibrate.Sample:
-        """The specialist's labelled answers to the calls, as the gateway records them in shadow."""
-        sample = calibrate.Sample(self.task, self.small.name, self.small.model)
-        for row in rows:
-            made = await self._labelled(self._question("B4", row))
-            if made is None:
-                sample.unlabelled += 1
-            else:
-                sample.rows.append(made)
-        return sample
+        """The specialist's labelled answers to the calls, as the gateway records them in shadow. Some calls are asked
+        at once: nobody looks at how long these take, and an engine reads its weights once for all of them."""
+        made: dict[int, calibrate.Row | None] = {}
+        left = enumerate(rows)
+
+        async def label() -> None:
+            for n, row in left:
+                made[n] = await self._labelled(self._question("B4", row))
+
+        labelling = [asyncio.create_task(label()) for _ in range(_AT_ONCE)]
+        try:
+            await asyncio.gather(*labelling)
+        finally:
+            for task in labelling:
+                task.cancel()
+        labelled = [row for _, row in sorted(made.items()) if row is not None]
+        return calibrate.Sample(
+            self.task, self.small.name, self.small.model, rows=labelled, unlabelled=len(made) - len(labelled)
+        )
 
     def judged(self, asked: Asked, outcome: Outcome | None, acceptance: Acceptance) -> tuple[float, bool] | None:
         """The specialist's answer as (confidence, right); None where nobody can tell, or where confidence needs the
