@@ -36,12 +36,8 @@ DOMAINS = {
     "work": "pto_request_status next_holiday insurance_change insurance meeting_schedule payday taxes income "
     "rollover_401k pto_balance pto_request w2 schedule_meeting direct_deposit pto_used",
 }
-CLINC, WOZ, TAU, SGD_ROW = (
-    "data_full.json",
-    "*.json.zip",
-    "*-*.json.gz",
-    {"id", "service", "method", "arguments", "history"},
-)
+CLINC, WOZ, TAU = "data_full.json", "*.json.zip", "*-*.json.gz"
+SGD_ROW = {"id", "service", "method", "arguments", "history"}
 SEARCHES = {"景点": "attraction", "餐馆": "restaurant", "酒店": "hotel", "地铁": "metro", "出租": "taxi"}
 NAMES = "Ana Ben Chloe David Elif Farid Grace Hugo Ines Jun Karim Lena Mei Noah Olga Priya Quinn Rosa Sam Tariq".split()
 LAST = "Adams Baker Chen Diaz Evans Fischer Garcia Haddad Ito Jansen Khan Lopez Meyer Novak Okafor Patel".split()

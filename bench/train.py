@@ -48,7 +48,7 @@ from smallfirst.learn.export import export_adapter
 from smallfirst.learn.llama import LoraLlama
 from smallfirst.learn.packing import Batch, Encoded, Example, Group, encode, to_tensors, together, tokens_of
 from smallfirst.learn.progress import shown
-from smallfirst.learn.train import TrainConfig, train
+from smallfirst.learn.train import TrainConfig, set_gradients, train
 from smallfirst.learn.values import learn_values
 from smallfirst.stats import ratio, wilson
 from smallfirst.types import Choice, Constraint, Request, ResponseFormat, Sampling, Tool, ToolCall, ToolChoice
@@ -224,9 +224,7 @@ def _abreast(run: Callable[[Batch], Any], model: Any, part: Sequence[Group], poo
         return torch.autograd.grad(loss, parameters)
 
     cores = torch.get_num_threads()
-    found = list(pool.map(gradients, [part[core::cores] for core in range(cores)]))
-    for parameter, *summands in zip(parameters, *found, strict=True):
-        parameter.grad = sum(summands[1:], summands[0]).contiguous()
+    set_gradients(parameters, list(pool.map(gradients, [part[core::cores] for core in range(cores)])), cores)
 
 
 def _padded(model: Any, part: Sequence[Group]) -> None:

@@ -24,7 +24,7 @@ from smallfirst.learn import card
 from smallfirst.learn.card import Folder
 from smallfirst.learn.dataset import Settings, build
 from smallfirst.learn.scrub import decode
-from smallfirst.learn.scrubbed import write
+from smallfirst.learn.scrubbed import scrubber_of, write
 from smallfirst.learn.usable import choice_of
 from smallfirst.registry import Version
 from smallfirst.router import Candidate
@@ -58,7 +58,7 @@ async def desk(folder: Path, count: int = 400, **settings: float) -> tuple[Store
     store = await open_store(f"sqlite:///{folder}/calls.db")
     await asyncio.gather(*(store.append(_priced(record)) for record in helpdesk.records(count)))
     lines = io.BytesIO()
-    await write(store, lines)
+    await write(store, lines, await scrubber_of(store))
     records = [decode(line) for line in lines.getvalue().splitlines()]
     card.save(build("desk", records, Settings(**settings)), folder / "data", source="test", scrubbing={})
     return store, card.load(folder / "data")

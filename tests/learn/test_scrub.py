@@ -132,7 +132,7 @@ async def test_an_export_that_links_tenants_leaks(tmp_path: Path, monkeypatch: p
     if not apart:
         monkeypatch.setattr(Scrubber, "surrogates_of", lambda self, _: self._surrogates("", ""))
     with tempfile.TemporaryFile() as made:
-        written = await write(store, made, scrubber=SCRUBBER)
+        written = await write(store, made, SCRUBBER)
     await store.close()
     assert written.records == 2
     assert written.leaked == ([] if apart else [("one", None)])

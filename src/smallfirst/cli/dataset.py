@@ -26,7 +26,7 @@ from smallfirst.cli.common import (
     with_store,
 )
 from smallfirst.cli.scrub import scrubbed
-from smallfirst.errors import ConfigError, DataError, unreadable
+from smallfirst.errors import ConfigError, unreadable
 from smallfirst.store import RecordFilter, Store
 
 if TYPE_CHECKING:
@@ -134,9 +134,7 @@ def _from_store(
             path = Path(folder) / "calls.jsonl"
             with path.open("wb") as file:
                 result = await scrubbed(db, file, wanted)
-            if result.leaked:
-                where = ", ".join(dict.fromkeys(record for record, _ in result.leaked[:5]))
-                raise DataError(f"Scrubbing left identifiers in {len(result.leaked)} places, in {where}, ...")
+            result.check()
             with _counted("selecting", result.records, Lines(path)) as lines:
                 made = build(known.id if known else task, lines, settings, belonging(tasks, task))
         found.append((made, {"scrubbed": result.records, "refused": dict(result.refused)}))

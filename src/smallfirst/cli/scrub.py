@@ -105,10 +105,10 @@ async def scrubbed(
         return await write(
             db,
             to,
+            scrubber,
             wanted,
             limit=limit,
             canaries=canaries,
-            scrubber=scrubber,
             show=show,
             progress=lambda n: bar.update(shown, completed=n),
         )

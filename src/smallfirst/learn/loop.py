@@ -208,12 +208,11 @@ class Loop:
         with self._show("", "scrub") as tell, draft.open("wb") as file:
             scrubber = await scrubber_of(self._store, lambda n: tell(0.0, f"values shared by {n} records"))
             result = await write(
-                self._store, file, wanted, scrubber=scrubber, progress=lambda n: tell(n / total, f"{n} records")
+                self._store, file, scrubber, wanted, progress=lambda n: tell(n / total, f"{n} records")
             )
         if result.leaked:
             draft.unlink()
-            where = ", ".join(dict.fromkeys(record for record, _ in result.leaked[:5]))
-            raise DataError(f"Scrubbing left identifiers in {len(result.leaked)} places, in {where}, ...")
+        result.check()
         draft.replace(folder / CALLS)
         return Lines(folder / CALLS)
 

@@ -149,8 +149,8 @@ def steps(order: random.Random, groups: Sequence[Group], most_tokens: int, abrea
     window = _WINDOW * abreast
     for at in range(0, len(made), window):
         near = sorted(made[at : at + window], key=lambda batch: sum(map(tokens_of, batch)))
-        together = [near[n : n + abreast] for n in range(0, len(near), abreast)]
-        yield from order.sample(together, len(together))
+        made_steps = [near[n : n + abreast] for n in range(0, len(near), abreast)]
+        yield from order.sample(made_steps, len(made_steps))
 
 
 def to_tensors(groups: Sequence[Group]) -> Batch:

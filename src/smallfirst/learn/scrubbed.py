@@ -40,6 +40,12 @@ class Scrubbed:
     refused: Counter[str] = field(default_factory=Counter)
     leaked: list[tuple[str, int | None]] = field(default_factory=list)
 
+    def check(self) -> None:
+        """Raises DataError when anything leaked."""
+        if self.leaked:
+            where = ", ".join(dict.fromkeys(record for record, _ in self.leaked[:5]))
+            raise DataError(f"Scrubbing left identifiers in {len(self.leaked)} places, in {where}, ...")
+
 
 async def scrubber_of(store: Store, progress: Callable[[int], None] = lambda _: None) -> Scrubber:
     """The scrubber that belongs to this store: its surrogates are the same in every run and unknown without the store;
@@ -63,20 +69,19 @@ async def scrubber_of(store: Store, progress: Callable[[int], None] = lambda _: 
 async def write(
     store: Store,
     to: IO[bytes],
+    scrubber: Scrubber,
     wanted: RecordFilter = _EVERYTHING,
     *,
     limit: int | None = None,
     canaries: Sequence[str] = (),
-    scrubber: Scrubber | None = None,
     show: Callable[[ScrubbedRecord], None] = lambda _: None,
     progress: Callable[[int], None] = lambda _: None,
 ) -> Scrubbed:
     """Write the wanted records to `to`, newest first, at most `limit` of them, in bounded memory.
 
-    `scrubber`: the store's own if None. `show` gets each record written; `progress` how many were read. Nothing must be
+    `show` gets each record written; `progress` how many were read. Nothing must be
     used of what was written when the result tells of a leak. Raises StoreError when the store cannot be read.
     """
-    scrubber = scrubber or await scrubber_of(store)
     result, tenants, read = Scrubbed(), _Tenants(scrubber), 0
     async for stored in store.export(wanted):
         if read == limit:

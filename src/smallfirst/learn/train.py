@@ -275,9 +275,7 @@ class _Training:
         value = sum(losses) / weight
         if not math.isfinite(value):
             raise TrainError(f"The loss is {value} at step {self._state.step}.", hint="Lower the learning rate.")
-        for parameter, *summands in zip(self._parameters, *gradients, strict=True):
-            # The fused optimizer reads a gradient in the parameter's own layout.
-            parameter.grad = (sum(summands[1:], summands[0]) / weight).contiguous()
+        set_gradients(self._parameters, gradients, weight)
         self._torch.nn.utils.clip_grad_norm_(self._parameters, _LARGEST_GRADIENT)
         self._optimizer.step()
         self._optimizer.zero_grad()
@@ -368,6 +366,13 @@ class _Training:
             seconds_left=state.seconds * (1 - done) / done,
             score=scores[-1] if scores else None,
         )
+
+
+def set_gradients(parameters: Sequence[Any], parts: Sequence[Sequence[Any]], weight: float) -> None:
+    """Each parameter's gradient: the sum of those of a step's parts over `weight`, laid out as the parameter is,
+    because the fused optimizer reads it so."""
+    for parameter, *summands in zip(parameters, *parts, strict=True):
+        parameter.grad = (sum(summands[1:], summands[0]) / weight).contiguous()
 
 
 def _fingerprint(base: Base, examples: Sequence[Example], config: TrainConfig) -> str:

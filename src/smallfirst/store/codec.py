@@ -77,7 +77,9 @@ class Payload(msgspec.Struct, omit_defaults=True):
         return [h for hs in self.split.values() for h in hs] + [*self.whole.values(), *(self.messages or ())]
 
 
-_N, _DECISION, _COST = (ATTEMPT_COLUMNS.split(", ").index(name) for name in ("n", "decision", "cost_usd"))
+_ATTEMPT = ATTEMPT_COLUMNS.split(", ")
+_N, _DECISION, _COST = map(_ATTEMPT.index, ("n", "decision", "cost_usd"))
+_AS_THEY_ARE = [name for name in Attempt.__struct_fields__ if name in _ATTEMPT and name not in ("small", "features")]
 _decode_payload = msgspec.json.Decoder(Payload).decode
 # Log-probabilities are many numbers, some of them infinite: MessagePack holds them and is quick.
 _encode_attempt = msgspec.msgpack.Encoder().encode
@@ -237,31 +239,20 @@ class Codec:
 
     def open_attempt(self, row: Row) -> Attempt:
         """The attempt of a row of ATTEMPT_COLUMNS."""
-        record_id, kind, decision, reason, small, answered, codes, probability, usd, usd_local_free = row[:10]
-        n, stage, backend, model, confidence, seconds, first_token_s = row[12:19]
-        completion = Completion((), Usage(*row[10:12], *row[19:23]), model) if answered else None
-        violations = tuple(Violation(code, "") for code in codes.split())
-        features, payload = row[23:]
+        kept = dict(zip(_ATTEMPT, row, strict=True))
+        usage = Usage(**{name: kept[name] for name in Usage.__struct_fields__})
+        completion = Completion((), usage, kept["model"]) if kept["answered"] else None
+        violations = tuple(Violation(code, "") for code in kept["violations"].split())
         error = None
-        if payload is not None:
-            completion, violations, error = _decode_attempt(self.sealer.open(payload, f"attempt:{record_id}:{n}"))
+        if (payload := kept["payload"]) is not None:
+            place = f"attempt:{kept['record_id']}:{kept['n']}"
+            completion, violations, error = _decode_attempt(self.sealer.open(payload, place))
         return Attempt(
-            stage=stage,
-            backend=backend,
-            model=model,
-            kind=kind,
-            decision=decision,
-            reason=reason,
+            **{name: kept[name] for name in _AS_THEY_ARE},
             completion=completion,
-            small=bool(small),
+            small=bool(kept["small"]),
             verdict=Verdict(violations),
-            features=features_of(features),
-            confidence=confidence,
-            probability=probability,
-            cost_usd=usd,
-            cost_usd_local_free=usd_local_free,
-            seconds=seconds,
-            first_token_s=first_token_s,
+            features=features_of(kept["features"]),
             error=error,
         )
 

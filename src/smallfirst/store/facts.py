@@ -78,7 +78,6 @@ _WAYS = {
 """Which way a call went, by whether small models were asked, whether they repaired, and how it ended."""
 _NO_PAIR = (0.0,) * 8
 _PACKED = Struct(f"{len(FIELDS)}d")
-_pack = _PACKED.pack
 SIZE = _PACKED.size
 """The bytes of one call's numbers."""
 
@@ -106,7 +105,7 @@ def fact(record: Row, attempts: Sequence[Row], correct: float | None = None) -> 
             asked, escalated = asked or is_small, escalated or not is_small
             repaired = repaired or (is_small and kind == "repair")
     priced = usd is not None and free is not None
-    packed = _pack(
+    packed = _PACKED.pack(
         1.0,
         _AT["cache"] if cached else _WAYS[asked, repaired, _END.get(decision, "abstained")],
         answer is not None,
@@ -132,13 +131,13 @@ def shadow(created_at: float, task: str, key: str, usd: float) -> Row:
     """What a shadow of a record adds."""
     numbers = [0.0] * len(FIELDS)
     numbers[0], numbers[FIELDS.index("afterwards_usd")] = 1.0, usd
-    return (int(created_at // HOUR_S), task, key, _pack(*numbers))
+    return (int(created_at // HOUR_S), task, key, _PACKED.pack(*numbers))
 
 
 def taken_back(row: Row) -> Row:
     """What undoes the fact of one call."""
     sign, *numbers = _PACKED.unpack(row[3])
-    return (*row[:3], _pack(-sign, *numbers))
+    return (*row[:3], _PACKED.pack(-sign, *numbers))
 
 
 def together(rows: Iterable[Row]) -> list[Row]:
